@@ -87,7 +87,7 @@ def extension(cpp_extension):
 
     import torch
 
-    cxx = ["-O3", "-std=c++17", "-fvisibility=hidden", TORCH_2_10]
+    cxx = ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wno-psabi", TORCH_2_10]
     sources = sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp"))
     include_dirs = [os.path.abspath("csrc"), *cpp_extension.include_paths("cpu")]
     library_dirs = cpp_extension.library_paths("cpu")

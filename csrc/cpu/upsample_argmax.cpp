@@ -105,7 +105,7 @@ FASTSEG_CLONES void prune(const Row& top, const Row& bottom, int64_t classes, in
       for (int64_t k = word * 32; k < std::min(classes, word * 32 + 32); ++k) {
         Corners c = load_corners(upper + k * pitch, lower + k * pitch);
         WideFloat most = larger(larger(c.top_left, c.top_right), larger(c.bottom_left, c.bottom_right));
-        kept |= (most >= guaranteed | keep_all) & int32_t(uint32_t(1) << (k % 32));
+        kept |= ((most >= guaranteed) | keep_all) & int32_t(uint32_t(1) << (k % 32));
       }
       store(survivors + word * pitch + j, kept);
     }
@@ -158,7 +158,7 @@ FASTSEG_CLONES void label_band(const Row& top, const Row& bottom, int64_t classe
           ShortFloat value = left * (upper * c.top_left + lower * c.bottom_left) +
                              right * (upper * c.top_right + lower * c.bottom_right);
           // As argmax: NaN is the largest, and the first of equals wins.
-          ShortInt better = i == 0 ? ShortInt{} - 1 : ~(value <= best) & (best == best);
+          ShortInt better = i == 0 ? ShortInt{} - 1 : (~(value <= best)) & (best == best);
           best = better ? value : best;
           label = better ? ShortInt{} + c.label : label;
         }
@@ -217,16 +217,12 @@ Tensor upsample_argmax(const Tensor& input, std::vector<int64_t> size, bool alig
   Tensor labels = torch::stable::new_empty(input, {input.size(0), size[0], size[1]}, dtype);
   const Axis vertical = make_axis(input.size(2), size[0], align_corners);
   const Axis horizontal = make_axis(input.size(3), size[1], align_corners);
-  auto with_label = [&](auto of_label_type) {
-    using Label = decltype(of_label_type);
-    THO_DISPATCH_V2(input.scalar_type(), "upsample_argmax",
-                    AT_WRAP([&] { label_images<scalar_t, Label>(input, vertical, horizontal, labels); }),
-                    ScalarType::Float, ScalarType::Half, ScalarType::BFloat16);
-  };
   if (labels.numel() == 0) return labels;
-  if (dtype == ScalarType::Byte) with_label(uint8_t());
-  else if (dtype == ScalarType::Int) with_label(int32_t());
-  else with_label(int64_t());
+  with_type<float, Half, BFloat16>(input.scalar_type(), [&](auto logit) {
+    with_type<uint8_t, int32_t, int64_t>(dtype, [&](auto label) {
+      label_images<decltype(logit), decltype(label)>(input, vertical, horizontal, labels);
+    });
+  });
   return labels;
 }
 
