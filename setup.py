@@ -98,7 +98,14 @@ def extension(cpp_extension):
         archs = parse_arch_list(asked) if asked else visible_archs() or DEFAULT_ARCHS
         said = subprocess.run([f"{home}/bin/nvcc", "--version"], capture_output=True, text=True).stdout
         toolkit = re.search(r"release (\S+),", said)[1]
-        nvcc = ["-O3", "-std=c++17", TORCH_2_10, "-Xcompiler=-fvisibility=hidden", "-Xptxas=-v", "--threads=2"]
+        nvcc = [
+            "-O3",
+            "-std=c++17",
+            TORCH_2_10,
+            "-Xcompiler=-fvisibility=hidden",
+            "-Xptxas=-v",
+            "--threads=2",
+        ]
         nvcc += map(gencode, archs)
         sources += sorted(glob("csrc/cuda/*.cu"))
         include_dirs.append(f"{home}/include")

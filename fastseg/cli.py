@@ -1,4 +1,4 @@
-"""The `fastseg` command: finds the module of a subcommand and runs it. Exit codes: 0 done, 1 some failed, 2 bad input."""
+"""The `fastseg` command: finds the module of a subcommand and runs it. Exit codes: 0 done, 2 wrong or failed input."""
 
 import argparse
 import importlib
@@ -16,6 +16,13 @@ class CommandError(Exception):
     """Something the user can put right: printed as one line, exit code 2."""
 
 
+def load(module):
+    try:
+        return importlib.import_module(module)
+    except ValueError as error:  # a wrong FASTSEG_BACKEND
+        raise CommandError(str(error).removeprefix("fastseg: ")) from None
+
+
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="fastseg", description="Fast, exact, memory-lean semantic segmentation.")
@@ -25,7 +32,7 @@ def main(argv=None):
         for name, (module, help_line) in COMMANDS.items():
             subparser = subparsers.add_parser(name, help=help_line, description=help_line)
             if name in argv[:1]:  # only what is asked for is imported: torch takes seconds
-                chosen = importlib.import_module(module)
+                chosen = load(module)
                 chosen.configure(subparser)
         return chosen.run(parser.parse_args(argv)) if chosen else parser.parse_args(argv)
     except CommandError as error:

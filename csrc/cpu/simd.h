@@ -17,8 +17,8 @@
 
 namespace fastseg {
 
-constexpr int64_t kWide = 16;   // one AVX-512 register of floats
-constexpr int64_t kShort = 8;   // for runs of a few pixels
+constexpr int64_t kWide = 16;  // one AVX-512 register of floats
+constexpr int64_t kShort = 8;  // for runs of a few pixels
 
 typedef float WideFloat __attribute__((vector_size(kWide * 4)));
 typedef int32_t WideInt __attribute__((vector_size(kWide * 4)));

@@ -20,28 +20,21 @@ namespace {
 
 constexpr int64_t kBand = 16;  // keeps a band of labels in L1/L2 and gives few-celled inputs enough tasks
 
-// Consecutive outputs [begin, end) that lie in the cell of input indices (low, high).
-struct Run {
-  int64_t low, high, begin, end;
-};
-
-struct Runs {
-  std::vector<Run> runs;
+// All outputs of an axis, cut into spans of at most `longest` that share their two input neighbours.
+struct Cut {
+  std::vector<Span> spans;
   std::vector<float> fractions;  // of every output, padded so that a vector may be loaded at the last
 };
 
-Runs cut_into_runs(const Axis& axis, int64_t longest) {
-  Runs cut;
+Cut cut_into_spans(const Axis& axis, int64_t longest) {
+  Cut cut;
   cut.fractions.assign(axis.out + kWide, 0.0f);
   for (int64_t o = 0; o < axis.out; ++o) {
-    Sample s = sample(axis, o);
-    cut.fractions[o] = s.fraction;
-    Run* last = cut.runs.empty() ? nullptr : &cut.runs.back();
-    if (last && last->low == s.low && o - last->begin < longest) {
-      last->end = o + 1;
-    } else {
-      cut.runs.push_back({s.low, s.high, o, o + 1});
-    }
+    int64_t low = low_index(axis, o);
+    cut.fractions[o] = fraction(axis, o, low);
+    bool starts = cut.spans.empty() || cut.spans.back().low != low || o - cut.spans.back().begin == longest;
+    if (starts) cut.spans.push_back({low, neighbour(axis, low), o, o});
+    cut.spans.back().end = o + 1;
   }
   return cut;
 }
@@ -92,20 +85,22 @@ FASTSEG_CLONES void prune(const Row& top, const Row& bottom, int64_t classes, in
                           int32_t* survivors) {
   for (int64_t j = 0; j < width; j += kWide) {
     const float *upper = top.values.data() + j, *lower = bottom.values.data() + j;
-    WideFloat guaranteed = WideFloat{} - std::numeric_limits<float>::infinity();
+    const WideFloat lowest = WideFloat{} - std::numeric_limits<float>::infinity();
+    WideFloat guaranteed = lowest;
     for (int64_t k = 0; k < classes; ++k) {
       Corners c = load_corners(upper + k * pitch, lower + k * pitch);
       WideFloat least = smaller(smaller(c.top_left, c.top_right), smaller(c.bottom_left, c.bottom_right));
       guaranteed = larger(guaranteed, least);
     }
     Corners odd = load_corners(top.nonfinite.data() + j, bottom.nonfinite.data() + j);
-    WideInt keep_all = ~(odd.top_left + odd.top_right + odd.bottom_left + odd.bottom_right == 0.0f);
+    guaranteed = odd.top_left + odd.top_right + odd.bottom_left + odd.bottom_right == 0.0f ? guaranteed : lowest;
     for (int64_t word = 0; word * 32 < classes; ++word) {
       WideInt kept = {};
       for (int64_t k = word * 32; k < std::min(classes, word * 32 + 32); ++k) {
         Corners c = load_corners(upper + k * pitch, lower + k * pitch);
         WideFloat most = larger(larger(c.top_left, c.top_right), larger(c.bottom_left, c.bottom_right));
-        kept |= ((most >= guaranteed) | keep_all) & int32_t(uint32_t(1) << (k % 32));
+        const WideInt bit = WideInt{} + int32_t(uint32_t(1) << (k % 32));
+        kept |= most < guaranteed ? WideInt{} : bit;  // not `>=`: NaN is kept
       }
       store(survivors + word * pitch + j, kept);
     }
@@ -117,6 +112,11 @@ struct Candidate {
   float top_left, top_right, bottom_left, bottom_right;
 };
 
+FASTSEG_INLINE ShortFloat interpolate(const Candidate& c, ShortFloat left, ShortFloat right, float lower) {
+  float upper = 1.0f - lower;
+  return left * (upper * c.top_left + lower * c.bottom_left) + right * (upper * c.top_right + lower * c.bottom_right);
+}
+
 template <typename Label>
 struct LabelVectors {
   typedef Label Wide __attribute__((vector_size(kWide * sizeof(Label))));
@@ -127,10 +127,10 @@ struct LabelVectors {
 // vectors; what a vector writes past its cell, the next cell overwrites, and the band has room after the last.
 template <typename Label>
 FASTSEG_CLONES void label_band(const Row& top, const Row& bottom, int64_t classes, int64_t pitch,
-                               const int32_t* survivors, const std::vector<Run>& cells, const float* x_fractions,
+                               const int32_t* survivors, const std::vector<Span>& cells, const float* x_fractions,
                                const float* y_fractions, int64_t rows, Candidate* candidates, Label* band,
                                int64_t band_pitch) {
-  for (const Run& cell : cells) {
+  for (const Span& cell : cells) {
     int64_t count = 0;
     for (int64_t word = 0; word * 32 < classes; ++word) {
       for (uint32_t bits = survivors[word * pitch + cell.low]; bits; bits &= bits - 1) {
@@ -150,17 +150,14 @@ FASTSEG_CLONES void label_band(const Row& top, const Row& bottom, int64_t classe
       load(right, x_fractions + x);
       left = 1.0f - right;
       for (int64_t y = 0; y < rows; ++y) {
-        float lower = y_fractions[y], upper = 1.0f - lower;
-        ShortFloat best;
-        ShortInt label = {};
-        for (int64_t i = 0; i < count; ++i) {
-          const Candidate& c = candidates[i];
-          ShortFloat value = left * (upper * c.top_left + lower * c.bottom_left) +
-                             right * (upper * c.top_right + lower * c.bottom_right);
-          // As argmax: NaN is the largest, and the first of equals wins.
-          ShortInt better = i == 0 ? ShortInt{} - 1 : (~(value <= best)) & (best == best);
-          best = better ? value : best;
-          label = better ? ShortInt{} + c.label : label;
+        ShortFloat best = interpolate(candidates[0], left, right, y_fractions[y]);
+        ShortInt label = ShortInt{} + candidates[0].label;
+        for (int64_t i = 1; i < count; ++i) {
+          ShortFloat value = interpolate(candidates[i], left, right, y_fractions[y]);
+          ShortInt other = ShortInt{} + candidates[i].label;
+          // As argmax: the first of equals wins, and so does the first NaN.
+          label = value <= best ? label : best == best ? other : label;
+          best = value <= best ? best : best == best ? value : best;
         }
         store(band + y * band_pitch + x, __builtin_convertvector(label, typename LabelVectors<Label>::Short));
       }
@@ -175,36 +172,36 @@ void label_images(const Tensor& input, const Axis& vertical, const Axis& horizon
   const int64_t band_pitch = horizontal.out + kWide;
   const int64_t image_stride = input.stride(0), class_stride = input.stride(1), row_stride = input.stride(2),
                 column_stride = input.stride(3);
-  const Runs bands = cut_into_runs(vertical, kBand);
-  const Runs cells = cut_into_runs(horizontal, horizontal.out);
-  const int64_t bands_per_image = bands.runs.size();
+  const Cut bands = cut_into_spans(vertical, kBand);
+  const Cut cells = cut_into_spans(horizontal, horizontal.out);
+  const int64_t bands_per_image = bands.spans.size();
   const T* from = input.const_data_ptr<T>();
   Label* to = labels.mutable_data_ptr<Label>();
 
   auto work = [&](int64_t begin, int64_t end) {
-    Row rows[2];
-    Row *top = &rows[0], *bottom = &rows[1];
-    for (Row& row : rows) row.values.resize(classes * pitch), row.nonfinite.resize(pitch);
+    Row held[2];
+    Row *top = &held[0], *bottom = &held[1];
+    for (Row& row : held) row.values.resize(classes * pitch), row.nonfinite.resize(pitch);
     std::vector<int32_t> survivors((classes + 31) / 32 * pitch);
     std::vector<Candidate> candidates(classes);
     std::vector<Label> band(kBand * band_pitch);
     auto hold = [&](Row& row, int64_t image, int64_t index) {
       if (row.held == image * height + index) return;
       row.held = image * height + index;
-      convert_row(from + image * image_stride + index * row_stride, class_stride, column_stride, classes, width,
-                  pitch, row.values.data(), row.nonfinite.data());
+      convert_row(from + image * image_stride + index * row_stride, class_stride, column_stride, classes, width, pitch,
+                  row.values.data(), row.nonfinite.data());
     };
     for (int64_t task = begin; task < end; ++task) {
       const int64_t image = task / bands_per_image;
-      const Run& run = bands.runs[task % bands_per_image];
-      if (bottom->held == image * height + run.low) std::swap(top, bottom);
-      hold(*top, image, run.low);
-      hold(*bottom, image, run.high);
+      const Span& rows = bands.spans[task % bands_per_image];
+      if (bottom->held == image * height + rows.low) std::swap(top, bottom);
+      hold(*top, image, rows.low);
+      hold(*bottom, image, rows.high);
       prune(*top, *bottom, classes, pitch, width, survivors.data());
-      label_band(*top, *bottom, classes, pitch, survivors.data(), cells.runs, cells.fractions.data(),
-                 &bands.fractions[run.begin], run.end - run.begin, candidates.data(), band.data(), band_pitch);
-      for (int64_t y = run.begin; y < run.end; ++y)
-        std::copy_n(&band[(y - run.begin) * band_pitch], horizontal.out,
+      label_band(*top, *bottom, classes, pitch, survivors.data(), cells.spans, cells.fractions.data(),
+                 &bands.fractions[rows.begin], rows.end - rows.begin, candidates.data(), band.data(), band_pitch);
+      for (int64_t y = rows.begin; y < rows.end; ++y)
+        std::copy_n(&band[(y - rows.begin) * band_pitch], horizontal.out,
                     to + (image * vertical.out + y) * horizontal.out);
     }
   };
@@ -229,6 +226,4 @@ Tensor upsample_argmax(const Tensor& input, std::vector<int64_t> size, bool alig
 }  // namespace
 }  // namespace fastseg
 
-STABLE_TORCH_LIBRARY_IMPL(fastseg_native, CPU, m) {
-  m.impl("upsample_argmax", TORCH_BOX(&fastseg::upsample_argmax));
-}
+STABLE_TORCH_LIBRARY_IMPL(fastseg_native, CPU, m) { m.impl("upsample_argmax", TORCH_BOX(&fastseg::upsample_argmax)); }

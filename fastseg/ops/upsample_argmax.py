@@ -21,7 +21,11 @@ from fastseg import dispatch
 
 SCHEMA = "upsample_argmax(Tensor input, SymInt[] size, bool align_corners, ScalarType dtype) -> Tensor"
 INPUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-LABEL_DTYPES = {torch.uint8: 2**8, torch.int32: 2**31, torch.int64: 2**63}  # and how many classes they can name
+LABEL_DTYPES = {
+    torch.uint8: 2**8,
+    torch.int32: 2**31,
+    torch.int64: 2**63,
+}  # and how many classes they can name
 LONGEST_SIDE = 2**22  # float32 coordinates of the GPU kernels are exact enough up to here
 
 

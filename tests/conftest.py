@@ -1,0 +1,38 @@
+"""What holds for every test: the interpreter where there is no GPU, poisoned allocations, a fixed seed."""
+
+import os
+
+import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, so before fastseg.kernels is imported
+    import triton_interpreter
+
+    triton_interpreter.make_bfloat16_exact()
+
+if torch.version.cuda is None:
+    # torchvision's CUDA wheel cannot load its library beside a CPU-only torch, but still asks for these two ops.
+    for name in ("nms", "qnms"):
+        torch.library.define(f"torchvision::{name}", "(Tensor a, Tensor b, float c) -> Tensor")
+
+
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+
+
+@pytest.fixture(autouse=True)
+def poisoned_allocations():
+    """New memory holds NaN (integers: their largest value), from Python and from C++ alike: a kernel that leaves an
+    output unwritten, or reads what nothing wrote, shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)

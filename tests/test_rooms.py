@@ -1,0 +1,33 @@
+"""One op, one room: every op has its files, and every file belongs to an op."""
+
+from pathlib import Path
+
+import pytest
+
+from fastseg import dispatch
+
+ROOT = Path(__file__).parent.parent
+ROOMS = {dispatch.room(name) for name in dispatch.ops()}
+# What several ops share, by folder. Everything else bears the name of an op.
+SHARED = {
+    "kernels": {"__init__", "bilinear"},
+    "csrc/cpu": {"simd"},
+    "csrc/cuda": {"launch"},
+    "fastseg/ops": {"__init__"},
+}
+
+
+@pytest.mark.parametrize("name", dispatch.ops())
+def test_an_op_has_its_files(name):
+    room, op = dispatch.room(name), dispatch._ops[name]
+    wanted = [f"fastseg/ops/{room}.py", f"tests/test_{room}.py", f"bench/bench_{room}.py"]
+    wanted += [f"kernels/{room}.py"] if op["triton"] else []
+    wanted += [f"csrc/cpu/{room}.cpp"] if "cpu" in op["native"] else []
+    wanted += [f"csrc/cuda/{room}.cu", f"csrc/cuda/{room}.cuh"] if "cuda" in op["native"] else []
+    assert [file for file in wanted if not (ROOT / file).exists()] == []
+
+
+@pytest.mark.parametrize("folder", SHARED)
+def test_a_file_belongs_to_an_op(folder):
+    stems = {path.stem for path in (ROOT / folder).iterdir() if path.suffix in (".py", ".cpp", ".cu", ".cuh", ".h")}
+    assert stems - ROOMS - SHARED[folder] == set()
