@@ -16,13 +16,6 @@ class CommandError(Exception):
     """Something the user can put right: printed as one line, exit code 2."""
 
 
-def load(module):
-    try:
-        return importlib.import_module(module)
-    except ValueError as error:  # a wrong FASTSEG_BACKEND
-        raise CommandError(str(error).removeprefix("fastseg: ")) from None
-
-
 def main(argv=None):
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog="fastseg", description="Fast, exact, memory-lean semantic segmentation.")
@@ -31,8 +24,8 @@ def main(argv=None):
     try:
         for name, (module, help_line) in COMMANDS.items():
             subparser = subparsers.add_parser(name, help=help_line, description=help_line)
-            if name in argv[:1]:  # only what is asked for is imported: torch takes seconds
-                chosen = load(module)
+            if name in argv[:1]:  # only what is asked for is imported
+                chosen = importlib.import_module(module)
                 chosen.configure(subparser)
         return chosen.run(parser.parse_args(argv)) if chosen else parser.parse_args(argv)
     except CommandError as error:

@@ -68,6 +68,8 @@ def room(name):
 def missing(name, backend, device):
     """Why this machine has no such kernel, or None. Settled once per process."""
     op = _ops[name]
+    if backend not in BACKENDS:
+        return f"there is no such backend (FASTSEG_BACKEND); wanted one of {', '.join(BACKENDS)}"
     if backend == "composed" and op["functions"]["composed"] is None:
         return "this op has no composed form"
     if backend == "triton" and not op["triton"]:
@@ -127,7 +129,7 @@ def choose(name, device, *args):
 def _run(name, device, *args):
     backend, reasons = choose(name, device, *args)
     if backend is None:
-        every = {b: reasons.get(b) or missing(name, b, device) or "not asked for" for b in BACKENDS}
+        every = {b: reasons.get(b) or missing(name, b, device) or "not asked for" for b in (*BACKENDS, *reasons)}
         listed = "\n".join(f"  {b}: {reason}" for b, reason in every.items())
         raise NotImplementedError(f"fastseg.{name}: nothing can run this call on {device}\n{listed}")
     if backend == "reference" and not use_backend.forced:
@@ -151,7 +153,7 @@ class use_backend:  # noqa: N801  (used like torch.no_grad)
     It holds for all threads, as autograd runs backward in threads of its own.
     """
 
-    forced = None
+    forced = os.environ.get("FASTSEG_BACKEND") or None
 
     def __init__(self, name):
         if name is not None and name not in BACKENDS:
@@ -163,6 +165,3 @@ class use_backend:  # noqa: N801  (used like torch.no_grad)
 
     def __exit__(self, *exception):
         use_backend.forced = self.before
-
-
-use_backend(os.environ.get("FASTSEG_BACKEND") or None)

@@ -77,7 +77,8 @@ def run(arguments):
     print("\n".join(columns(versions() + built())), end="\n\n")
     print("\n".join(kernels()), end="\n\n")
     if forced:
-        print(f"  Every op must run on '{forced}' (FASTSEG_BACKEND)")
+        known = "" if forced in dispatch.BACKENDS else ", which does not exist"
+        print(f"  FASTSEG_BACKEND: every op must run on {forced!r}{known}")
     for where, order in dispatch.ORDER.items():
         print(f"  order on {where}: {', '.join(order)}")
     for (name, where), order in dispatch.ORDER_FOR.items():
