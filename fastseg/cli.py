@@ -34,7 +34,3 @@ def main(argv=None):
     except KeyboardInterrupt:
         print("fastseg: interrupted", file=sys.stderr)
         return 130
-
-
-if __name__ == "__main__":
-    sys.exit(main())

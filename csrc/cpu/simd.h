@@ -8,7 +8,11 @@
 #include <cstring>
 
 #if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
+#if __GNUC__ >= 12
 #define FASTSEG_CLONES __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+#else
+#define FASTSEG_CLONES __attribute__((target_clones("default", "avx2", "avx512f")))
+#endif
 #else
 #define FASTSEG_CLONES
 #endif

@@ -27,6 +27,7 @@ LABEL_DTYPES = {
     torch.int64: 2**63,
 }  # and how many classes they can name
 LONGEST_SIDE = 2**22  # float32 coordinates of the GPU kernels are exact enough up to here
+MOST_CLASSES = 48 * 1024  # of the CUDA kernel: one bit each in shared memory, for 8 warps
 
 
 def reference(input, size, align_corners, dtype):
@@ -41,6 +42,8 @@ def why_not(backend, input, size, align_corners, dtype):
         return f"no kernel for {input.dtype}"
     if (backend == "triton" or input.is_cuda) and max(*input.shape[2:], *size) > LONGEST_SIDE:
         return f"no kernel for sides over {LONGEST_SIDE}"
+    if backend == "native" and input.is_cuda and input.shape[1] > MOST_CLASSES:
+        return f"no kernel for more than {MOST_CLASSES} classes"
     return None
 
 

@@ -1,0 +1,100 @@
+"""Weights from files into networks: all of them, or an error that says which do not fit."""
+
+import argparse
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+WRAPPERS = ("state_dict", "model", "model_state")  # where training scripts keep the weights
+SHOWN = 3  # names per kind of misfit
+
+
+def read_state_dict(path):
+    """{name: tensor} on the CPU from a .safetensors file, or from any other as torch.save wrote it.
+
+    Runs no code that a file may hold. Takes the weights out of a training checkpoint and strips the "module."
+    that DistributedDataParallel puts before names. Raises OSError if the file cannot be opened, ValueError if
+    it holds no weights, ImportError for a .safetensors file without that package.
+    """
+    path = Path(path)
+    with path.open("rb"):  # a file that cannot be opened is an OSError, whatever the format
+        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    if got := _not_weights(content):
+        raise ValueError(f"read_state_dict: {path} must hold names and tensors, got {got}")
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+
+
+def _not_weights(content):
+    if not isinstance(content, Mapping):
+        return type(content).__name__
+    if not content:
+        return "nothing"
+    wrong = [name for name, value in content.items() if not isinstance(value, torch.Tensor)]
+    return f"{type(content[wrong[0]]).__name__} under {wrong[0]!r}" if wrong else None
+
+
+def _read_torch(path):
+    try:
+        # torchvision's training script saves its options, a Namespace, beside the weights: plain data.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, weights_only=True, map_location="cpu")
+    except Exception as error:  # a broken file surfaces as any of a dozen types, some with pages of advice
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise ValueError(f"read_state_dict: {path} is not a file of weights ({reason})") from error
+
+
+def _read_safetensors(path):
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"read_state_dict: {path} is not a safetensors file ({error})") from error
+
+
+def factory_arguments(state_dict):
+    """The keywords for the factory of these weights' network, such as {"num_classes": 21, "aux_loss": True}.
+
+    The last layer of "classifier" says how many classes; without one, "num_classes" is left out.
+    """
+    layers = [match for name in state_dict if (match := re.fullmatch(r"classifier\.(\d+)\.weight", name))]
+    keywords = {"aux_loss": any(name.startswith("aux_classifier.") for name in state_dict)}
+    if layers:
+        last = max(layers, key=lambda match: int(match[1]))[0]  # files need not keep the layers' order
+        keywords["num_classes"] = state_dict[last].shape[0]  # (C, channels, 1, 1)
+    return keywords
+
+
+def load_weights(model, state_dict):
+    """Copy a state dict into a model and return the model. Nothing is loaded unless all names and shapes fit.
+
+    Raises one ValueError that counts missing, unexpected and misshapen entries and names the first of each.
+    Only BatchNorm's step counters may be missing: old files have none, and a fixed momentum never reads them.
+    """
+    wanted = model.state_dict()
+    counters = {name: tensor for name, tensor in wanted.items() if name.endswith(".num_batches_tracked")}
+    state_dict = {**counters, **state_dict}
+    common = [name for name in wanted if name in state_dict]
+    misfits = {
+        "missing": [name for name in wanted if name not in state_dict],
+        "unexpected": [name for name in state_dict if name not in wanted],
+        "of wrong shape": [
+            f"{name}: wanted {tuple(wanted[name].shape)}, got {tuple(state_dict[name].shape)}"
+            for name in common
+            if wanted[name].shape != state_dict[name].shape
+        ],
+    }
+    listed = [
+        f"{len(names)} {kind} ({'; '.join(names[:SHOWN])}{'; ...' if len(names) > SHOWN else ''})"
+        for kind, names in misfits.items()
+        if names
+    ]
+    if listed:
+        raise ValueError(f"load_weights: the weights do not fit the model: {', '.join(listed)}")
+    model.load_state_dict(state_dict)
+    return model

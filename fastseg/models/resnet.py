@@ -1,0 +1,83 @@
+"""Dilated ResNets: the features under every head (arXiv 1512.03385, dilated as in arXiv 1706.05587).
+
+Parameter names, default initialisation and results are torchvision's: its published weights load as they are.
+"""
+
+from torch import nn
+
+AUX_CHANNELS, OUT_CHANNELS = 1024, 2048  # of the two feature maps
+EXPANSION = 4  # a block's output channels per inner channel
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3 with the stride and dilation, 1x1, plus the shortcut: (N, C, H, W) -> (N, 4 width, H', W')."""
+
+    def __init__(self, channels, width, stride, dilation):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=dilation, dilation=dilation, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, EXPANSION * width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(EXPANSION * width)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = None
+        if stride != 1 or channels != EXPANSION * width:
+            self.downsample = nn.Sequential(
+                nn.Conv2d(channels, EXPANSION * width, 1, stride, bias=False),
+                nn.BatchNorm2d(EXPANSION * width),
+            )
+
+    def forward(self, x):
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        x = self.bn3(self.conv3(x))
+        x += shortcut
+        return self.relu(x)
+
+
+class ResNet(nn.Module):
+    """A ResNet of bottlenecks without pooling and classifier.
+
+    blocks                        blocks per stage, four numbers
+    replace_stride_with_dilation  for stages 2 to 4: dilate by the stride instead of striding
+
+    Images (N, 3, H, W) -> {"aux": (N, 1024, h, w), "out": (N, 2048, h, w)}, the outputs of stages 3 and 4.
+    By default both have h = ceil(H / 8).
+    """
+
+    def __init__(self, blocks, replace_stride_with_dilation=(False, True, True)):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+
+        channels, dilation, stages = 64, 1, []
+        dilates = (False, *replace_stride_with_dilation)
+        for width, count, stride, dilate in zip((64, 128, 256, 512), blocks, (1, 2, 2, 2), dilates, strict=True):
+            first_dilation = dilation  # a stage's first block still sees the grid of the stage before
+            if dilate:
+                dilation, stride = dilation * stride, 1
+            first = Bottleneck(channels, width, stride, first_dilation)
+            channels = EXPANSION * width
+            stages.append(nn.Sequential(first, *(Bottleneck(channels, width, 1, dilation) for _ in range(1, count))))
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
+
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, x):  # (N, 3, H, W)
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (N, 64, H/4, W/4)
+        aux = self.layer3(self.layer2(self.layer1(x)))  # (N, 1024, H/8, W/8)
+        return {"aux": aux, "out": self.layer4(aux)}
+
+
+def resnet50():
+    return ResNet((3, 4, 6, 3))
+
+
+def resnet101():
+    return ResNet((3, 4, 23, 3))

@@ -1,0 +1,51 @@
+"""What the networks have in common: features, a head that turns them into logits, and how logits leave."""
+
+from collections import OrderedDict
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from fastseg.ops import upsample_argmax
+
+
+class Segmenter(nn.Module):
+    """A segmentation network of a backbone and one or two heads.
+
+    backbone        (N, 3, H, W) -> {"out": features, "aux": features}; "aux" is for the aux_classifier
+    classifier      features -> logits (N, C, h, w)
+    aux_classifier  the same for the auxiliary loss, or None
+
+    Train with `model(x)`, label with `model.eval().predict(x)`: that never builds the logits at full size.
+    """
+
+    def __init__(self, backbone, classifier, aux_classifier=None):
+        super().__init__()
+        self.backbone = backbone
+        self.classifier = classifier
+        self.aux_classifier = aux_classifier
+
+    def forward(self, x):
+        """Images (N, 3, H, W) -> OrderedDict of logits (N, C, H, W): "out"; "aux" with an aux_classifier."""
+        features = self.backbone(x)
+        logits = OrderedDict(out=self.classifier(features["out"]))
+        if self.aux_classifier is not None:
+            logits["aux"] = self.aux_classifier(features["aux"])
+        for name, low in logits.items():
+            logits[name] = F.interpolate(low, x.shape[-2:], mode="bilinear", align_corners=False)
+        return logits
+
+    def logits(self, x):
+        """Images (N, 3, H, W) -> logits (N, C, h, w) of the main head, at the resolution of its features."""
+        return self.classifier(self.backbone(x)["out"])
+
+    @torch.no_grad()
+    def predict(self, x, size=None):
+        """Images (N, 3, H, W) -> labels (N, H, W), or at `size` = (height, width) or one int for both.
+
+        Labels are uint8 up to 256 classes, else int32. They come from the logits in one interpolation: there
+        is no need to label at the network's size and resize. Raises RuntimeError in training mode.
+        """
+        if self.training:
+            raise RuntimeError("predict: the model is in training mode; call model.eval() first")
+        return upsample_argmax(self.logits(x), x.shape[-2:] if size is None else size)
