@@ -78,6 +78,18 @@ def test_half_precision(dtype, backend, device):
     )
 
 
+@each_place(OP)
+@pytest.mark.parametrize("dtype", HALF[1:])
+@pytest.mark.parametrize("step", (1.0, 2.0**-24), ids=("whole", "subnormal in float16"))
+def test_half_precision_special_values(step, dtype, backend, device):
+    """Every kind of number converts exactly: subnormals are ordered, inf is infinite, NaN is NaN."""
+    x = (torch.stack([torch.randperm(6 * 4 * 5) for _ in range(3)]).view(3, 6, 4, 5) * step).to(dtype)
+    x[:, 3, 1, 2], x[:, 1, 2, 4], x[:, 5, 3, 0] = float("inf"), -float("inf"), float("nan")
+    with fastseg.use_backend(backend):
+        labels = upsample_argmax(x.to(device), (16, 20))
+    assert torch.equal(labels.cpu().long(), interpolate(x.float(), (16, 20), False).argmax(1))
+
+
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("backend, device", [p for p in places(OP) if p != ("triton", "cpu")])
 def test_real_shapes(dtype, backend, device):
