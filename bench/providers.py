@@ -1,0 +1,54 @@
+"""Who competes: stock PyTorch, eager and compiled, and each fastseg backend; all in both memory formats."""
+
+import contextlib
+from dataclasses import dataclass
+
+import torch
+
+import fastseg
+
+LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class Provider:
+    name: str
+    layout: str
+    peer: bool
+    compiled: bool = False
+    backend: str | None = None  # None leaves the choice to the dispatch table
+
+    def prepare(self, bench, case, inputs, device, dtype):
+        """A function of no arguments that does the work once; layouts are converted here."""
+        layout = LAYOUTS[self.layout]
+        function = bench.peer(case) if self.peer else bench.ours(case)
+        if isinstance(function, torch.nn.Module):
+            function = function.eval().requires_grad_(False).to(device, dtype, memory_format=layout)
+        if self.compiled:
+            function = torch.compile(function, dynamic=False)
+        arguments = [x.contiguous(memory_format=layout) if x.dim() == 4 else x for x in inputs]
+        return lambda: function(*arguments)
+
+    def active(self):
+        """Holds around each call; entered outside the timing."""
+        return fastseg.use_backend(self.backend) if self.backend else contextlib.nullcontext()
+
+
+def providers(bench, device, compiles=True):
+    """Every provider of a bench on "cpu" or "cuda"."""
+    found = []
+    for layout in LAYOUTS:
+        found.append(Provider("eager", layout, peer=True))
+        if compiles:
+            found.append(Provider("torch.compile", layout, peer=True, compiled=True))
+        found += [
+            Provider(f"fastseg {b}".strip(), layout, peer=False, backend=b or None) for b in _backends(bench, device)
+        ]
+    return sorted(found, key=lambda provider: not provider.peer)  # stable: both layouts of the peers first
+
+
+def _backends(bench, device):
+    if not hasattr(bench, "OP"):
+        return ("",)
+    slow = ("reference", "triton") if device == "cpu" else ("reference",)  # Triton on a CPU is its interpreter
+    return [backend for backend in fastseg.backends(bench.OP, device) if backend not in slow]

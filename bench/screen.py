@@ -1,0 +1,42 @@
+"""Progress on stderr while a run goes on, and each bench's table on stdout once it is complete."""
+
+from rich.console import Console
+
+from fastseg.bench import report
+
+
+class Screen:
+    """A context manager; `update` and `tell` are what harness.run calls."""
+
+    def __init__(self, width):
+        self.out = Console(highlight=False)
+        if not self.out.is_terminal:
+            self.out = Console(highlight=False, width=width)
+        self.status = Console(stderr=True).status("starting")
+        self.printed = None  # how many benches; None before the header
+
+    def __enter__(self):
+        self.status.__enter__()
+        return self
+
+    def __exit__(self, *exception):
+        self.status.__exit__(*exception)
+
+    def tell(self, what):
+        self.status.update(what)
+
+    def update(self, result, json_path):
+        if json_path:
+            report.write_json(result, json_path)
+        if self.printed is None:
+            self.out.print(report.header(result), soft_wrap=True)
+            self.printed = 0
+        finished = len(result["benches"]) if result["complete"] else len(result["benches"]) - 1
+        for bench in result["benches"][self.printed : finished]:
+            self.out.print()
+            if bench["cases"]:
+                self.out.print(bench["title"], style="bold", soft_wrap=True)
+                self.out.print(report.table(bench, self.out))
+            for line in report.remarks(bench):
+                self.out.print(line, soft_wrap=True, markup=False)
+        self.printed = finished
