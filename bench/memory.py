@@ -6,6 +6,11 @@ from pathlib import Path
 
 import torch
 
+# glibc's mallopt(3) parameters. A freed block at least this large goes back to the system at once ...
+M_MMAP_THRESHOLD, EVERY_TENSOR = -3, 2**16
+# ... and these are the limits that its own adaption settles at, under which calls are timed.
+USUAL_THRESHOLD, M_TRIM_THRESHOLD, USUAL_TRIM = 2**25, -1, 2**26
+
 
 def peak_memory(call, device):
     """Bytes, or None where they cannot be measured. Call it once before: first calls also fill caches."""
@@ -30,12 +35,16 @@ def _peak_resident(call):
     core counts pages in batches of its own.
     """
     try:
-        # Else the call could live on pages that an earlier one freed, and seem to need none.
-        ctypes.CDLL(None).malloc_trim(0)
+        libc = ctypes.CDLL(None)
+        # Else the call lives partly on pages that earlier ones freed, and how many is chance.
+        libc.mallopt(M_MMAP_THRESHOLD, EVERY_TENSOR)
+        libc.malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak
         before = _status("VmRSS")
         result = call()
         peak = _status("VmHWM")
+        libc.mallopt(M_MMAP_THRESHOLD, USUAL_THRESHOLD)
+        libc.mallopt(M_TRIM_THRESHOLD, USUAL_TRIM)
     except (OSError, AttributeError):  # not Linux, or not glibc
         return None
     del result

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from fastseg.models.conv_bn import Sequential
 from fastseg.models.fcn import FCNHead
 from fastseg.models.resnet import AUX_CHANNELS, OUT_CHANNELS, resnet50, resnet101
 from fastseg.models.segmenter import Segmenter
@@ -31,18 +32,20 @@ class ASPP(nn.Module):
         rows = [_conv_bn_relu(channels, out_channels, kernel_size=1)]
         rows += [_conv_bn_relu(channels, out_channels, kernel_size=3, padding=rate, dilation=rate) for rate in rates]
         rows += [(nn.AdaptiveAvgPool2d(1), *_conv_bn_relu(channels, out_channels, kernel_size=1))]
-        self.convs = nn.ModuleList(nn.Sequential(*row) for row in rows)
-        self.project = nn.Sequential(
+        self.convs = nn.ModuleList(Sequential(*row) for row in rows)
+        self.project = Sequential(
             *_conv_bn_relu(len(rows) * out_channels, out_channels, kernel_size=1), nn.Dropout(0.5)
         )
 
     def forward(self, x):
         *maps, mean = [conv(x) for conv in self.convs]
         maps.append(F.interpolate(mean, x.shape[-2:], mode="bilinear", align_corners=False))  # from 1x1: a copy
-        return self.project(torch.cat(maps, 1))
+        together = torch.cat(maps, 1)
+        del maps, mean  # as large as what is left to hold
+        return self.project(together)
 
 
-class DeepLabHead(nn.Sequential):
+class DeepLabHead(Sequential):
     """Features (N, channels, h, w) -> logits (N, num_classes, h, w)."""
 
     def __init__(self, channels, num_classes, rates=RATES):

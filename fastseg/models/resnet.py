@@ -5,6 +5,8 @@ Parameter names, default initialisation and results are torchvision's: its publi
 
 from torch import nn
 
+from fastseg.models.conv_bn import Sequential, conv_bn
+
 AUX_CHANNELS, OUT_CHANNELS = 1024, 2048  # of the two feature maps
 EXPANSION = 4  # a block's output channels per inner channel
 
@@ -23,16 +25,16 @@ class Bottleneck(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
         if stride != 1 or channels != EXPANSION * width:
-            self.downsample = nn.Sequential(
+            self.downsample = Sequential(
                 nn.Conv2d(channels, EXPANSION * width, 1, stride, bias=False),
                 nn.BatchNorm2d(EXPANSION * width),
             )
 
     def forward(self, x):
         shortcut = x if self.downsample is None else self.downsample(x)
-        x = self.relu(self.bn1(self.conv1(x)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        x = self.bn3(self.conv3(x))
+        x = self.relu(conv_bn(self.conv1, self.bn1, x))
+        x = self.relu(conv_bn(self.conv2, self.bn2, x))
+        x = conv_bn(self.conv3, self.bn3, x)
         x += shortcut
         return self.relu(x)
 
@@ -43,8 +45,8 @@ class ResNet(nn.Module):
     blocks                        blocks per stage, four numbers
     replace_stride_with_dilation  for stages 2 to 4: dilate by the stride instead of striding
 
-    Images (N, 3, H, W) -> {"aux": (N, 1024, h, w), "out": (N, 2048, h, w)}, the outputs of stages 3 and 4.
-    By default both have h = ceil(H / 8).
+    Images (N, 3, H, W) -> {"aux": (N, 1024, h, w), "out": (N, 2048, h, w)}, the outputs of stages 3 and 4, or only
+    the latter with aux=False. By default both have h = ceil(H / 8).
     """
 
     def __init__(self, blocks, replace_stride_with_dilation=(False, True, True)):
@@ -69,10 +71,12 @@ class ResNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x):  # (N, 3, H, W)
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))  # (N, 64, H/4, W/4)
-        aux = self.layer3(self.layer2(self.layer1(x)))  # (N, 1024, H/8, W/8)
-        return {"aux": aux, "out": self.layer4(aux)}
+    def forward(self, x, aux=True):  # (N, 3, H, W)
+        x = self.maxpool(self.relu(conv_bn(self.conv1, self.bn1, x)))  # (N, 64, H/4, W/4)
+        x = self.layer3(self.layer2(self.layer1(x)))  # (N, 1024, H/8, W/8)
+        features = {"aux": x} if aux else {}
+        features["out"] = self.layer4(x)
+        return features
 
 
 def resnet50():

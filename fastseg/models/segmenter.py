@@ -12,7 +12,7 @@ from fastseg.ops import upsample_argmax
 class Segmenter(nn.Module):
     """A segmentation network of a backbone and one or two heads.
 
-    backbone        (N, 3, H, W) -> {"out": features, "aux": features}; "aux" is for the aux_classifier
+    backbone        (N, 3, H, W) -> {"out": features, "aux": features}, the latter unless called with aux=False
     classifier      features -> logits (N, C, h, w)
     aux_classifier  the same for the auxiliary loss, or None
 
@@ -27,7 +27,7 @@ class Segmenter(nn.Module):
 
     def forward(self, x):
         """Images (N, 3, H, W) -> OrderedDict of logits (N, C, H, W): "out"; "aux" with an aux_classifier."""
-        features = self.backbone(x)
+        features = self.backbone(x, aux=self.aux_classifier is not None)
         logits = OrderedDict(out=self.classifier(features["out"]))
         if self.aux_classifier is not None:
             logits["aux"] = self.aux_classifier(features["aux"])
@@ -37,7 +37,7 @@ class Segmenter(nn.Module):
 
     def logits(self, x):
         """Images (N, 3, H, W) -> logits (N, C, h, w) of the main head, at the resolution of its features."""
-        return self.classifier(self.backbone(x)["out"])
+        return self.classifier(self.backbone(x, aux=False)["out"])
 
     @torch.no_grad()
     def predict(self, x, size=None):
@@ -48,4 +48,5 @@ class Segmenter(nn.Module):
         """
         if self.training:
             raise RuntimeError("predict: the model is in training mode; call model.eval() first")
+        x = x.contiguous(memory_format=torch.channels_last)  # in which convolutions are fastest and need least memory
         return upsample_argmax(self.logits(x), x.shape[-2:] if size is None else size)
