@@ -8,9 +8,8 @@ from pathlib import Path
 
 import torch
 
-from fastseg.bench import machine
+from fastseg.bench import machine, memory
 from fastseg.bench.clock import clock_for
-from fastseg.bench.memory import peak_memory
 from fastseg.bench.providers import providers
 
 SCHEMA_VERSION = 1  # of the JSON: raised when a field changes its meaning
@@ -45,6 +44,10 @@ def cases_of(bench, quick):
     return [case for case in bench.CASES if case.quick or not quick]
 
 
+def competitors(bench, device, quick):
+    return providers(bench, device.type, compiles=not (quick and is_slow(bench)))
+
+
 def run(benches, device, dtype, effort, save=lambda result: None, tell=lambda what: None):
     """Measure benches ({name: module}); return the result, a dict fit for JSON.
 
@@ -70,12 +73,18 @@ def run(benches, device, dtype, effort, save=lambda result: None, tell=lambda wh
         entry = {"name": name, "title": bench.TITLE, "skipped": missing(bench), "cases": []}
         result["benches"].append(entry)
         save(result)
-        for case in cases_of(bench, effort.quick) if name in chosen else ():
+        if name not in chosen:
+            continue
+        tell(f"{name}: memory, in a process of its own")
+        peaks = memory.peaks_on_cpu(name, dtype, effort.quick) if device.type == "cpu" else {}
+        for case in cases_of(bench, effort.quick):
 
             def tell_case(what, case=f"{name}, {case.name}"):
                 tell(f"{case}: {what}")
 
             measured = measure(bench, case, device, dtype, effort, result["ceilings"], tell_case)
+            for provider in measured["providers"]:
+                provider.setdefault("peak_bytes", peaks.get((case.name, provider["provider"], provider["layout"])))
             entry["cases"].append(measured)
             save(result)
     result["complete"] = True
@@ -94,8 +103,7 @@ def measure(bench, case, device, dtype, effort, ceilings, tell=lambda what: None
     inputs = bench.inputs(case, device, dtype)
     judge = bench.checker(case, inputs)
     entries, calls = [], {}
-    compiles = not (effort.quick and is_slow(bench))
-    for provider in providers(bench, device.type, compiles):
+    for provider in competitors(bench, device, effort.quick):
         tell(f"checking {provider.name}, {provider.layout}")
         entry = {"provider": provider.name, "layout": provider.layout, "peer": provider.peer}
         call, entry["status"], entry["reason"] = _check(provider, bench, case, inputs, device, dtype, judge)
@@ -130,9 +138,10 @@ def _samples(calls, entries, clock, effort, tell):
     for index, (provider, call) in calls.items():
         tell(f"warming up {provider.name}, {provider.layout}")
         with provider.active():
-            peak = peak_memory(call, clock.device)
             plan[index] = clock.plan(call)
-            entries[index] |= {"calls_per_sample": plan[index][0], "peak_bytes": peak}
+            entries[index]["calls_per_sample"] = plan[index][0]
+            if clock.device.type == "cuda":
+                entries[index]["peak_bytes"] = memory.peak_on_gpu(call, clock.device)
     samples = {index: [] for index in calls}
     order, shuffle = list(calls), random.Random(0).shuffle
     end = time.perf_counter() + effort.seconds

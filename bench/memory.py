@@ -1,24 +1,28 @@
-"""How much memory one call needs beyond its inputs and weights, its result included."""
+"""How much memory one call needs beyond its inputs and weights, its result included.
 
-import ctypes
+On a GPU: what torch's allocator handed out at most, cuDNN's workspaces included.
+
+On a CPU: how far the process grew, as Linux counts its resident pages. Unlike torch's profiler this sees what a kernel
+or oneDNN allocates behind torch's back. What glibc keeps of freed memory would blur it, so it is measured in a process
+of its own in which every block from 64 KB on comes from the system and goes back to it; such a process is slower, so
+nothing is timed in it. Memory that is reserved but never touched does not count. Good to some 0.3 MB on a few cores,
+less so on very many, as each core counts pages in batches of its own.
+"""
+
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
 
-# glibc's mallopt(3) parameters. A freed block at least this large goes back to the system at once ...
-M_MMAP_THRESHOLD, EVERY_TENSOR = -3, 2**16
-# ... and these are the limits that its own adaption settles at, under which calls are timed.
-USUAL_THRESHOLD, M_TRIM_THRESHOLD, USUAL_TRIM = 2**25, -1, 2**26
+EVERY_BLOCK_TO_THE_SYSTEM = {"MALLOC_MMAP_THRESHOLD_": str(2**16)}  # glibc, mallopt(3)
 
 
-def peak_memory(call, device):
-    """Bytes, or None where they cannot be measured. Call it once before: first calls also fill caches."""
-    return _peak_on_gpu(call, device) if device.type == "cuda" else _peak_resident(call)
-
-
-def _peak_on_gpu(call, device):
-    """What torch's allocator handed out at most, cuDNN's workspaces included."""
+def peak_on_gpu(call, device):
+    """Bytes. Call it once before: first calls also fill caches."""
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -27,29 +31,51 @@ def _peak_on_gpu(call, device):
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def _peak_resident(call):
-    """How far the process grew during the call, as Linux counts its resident pages.
+def peaks_on_cpu(name, dtype, quick):
+    """{(case, provider, layout): bytes} of bench_<name>, from a process of its own; {} where it cannot be measured."""
+    environment = {**os.environ, **EVERY_BLOCK_TO_THE_SYSTEM, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    arguments = [name, str(dtype).removeprefix("torch."), "quick" if quick else "full"]
+    done = subprocess.run(
+        [sys.executable, "-m", "fastseg.bench.memory", *arguments], env=environment, capture_output=True, text=True
+    )
+    if done.returncode != 0:
+        return {}
+    return {tuple(key): peak for key, peak in json.loads(done.stdout.splitlines()[-1])}
 
-    Unlike torch's profiler this sees what a kernel or oneDNN allocates behind torch's back. Memory that is
-    reserved but never touched does not count. Good to some 0.3 MB on a few cores, less so on very many, as each
-    core counts pages in batches of its own.
-    """
-    try:
-        libc = ctypes.CDLL(None)
-        # Else the call lives partly on pages that earlier ones freed, and how many is chance.
-        libc.mallopt(M_MMAP_THRESHOLD, EVERY_TENSOR)
-        libc.malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak
-        before = _status("VmRSS")
-        result = call()
-        peak = _status("VmHWM")
-        libc.mallopt(M_MMAP_THRESHOLD, USUAL_THRESHOLD)
-        libc.mallopt(M_TRIM_THRESHOLD, USUAL_TRIM)
-    except (OSError, AttributeError):  # not Linux, or not glibc
-        return None
+
+def growth(call):
+    """Bytes by which the process grew during the call. Raises OSError where the system does not tell."""
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak
+    before = _status("VmRSS")
+    result = call()
+    peak = _status("VmHWM")
     del result
     return max(0, peak - before)
 
 
 def _status(field):
     return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+def _main(name, dtype, effort):
+    """Prints the peaks of one bench as JSON. What fails here fails again, and is told, where it is timed."""
+    from fastseg.bench import harness
+
+    bench, quick, device = harness.discover()[name], effort == "quick", torch.device("cpu")
+    peaks = []
+    for case in harness.cases_of(bench, quick):
+        torch._dynamo.reset()
+        inputs = bench.inputs(case, device, getattr(torch, dtype))
+        for provider in harness.competitors(bench, device, quick):
+            try:
+                call = provider.prepare(bench, case, inputs, device, getattr(torch, dtype))
+                with provider.active():
+                    call()
+                    peaks.append(((case.name, provider.name, provider.layout), growth(call)))
+            except Exception as error:
+                print(f"{case.name}, {provider.name}: {error}", file=sys.stderr)
+    print(json.dumps(peaks))
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
