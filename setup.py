@@ -34,16 +34,29 @@ def find_torch():
     return cpp_extension
 
 
+def is_toolkit(home):
+    return Path(home, "bin/nvcc").exists() and Path(home, "include/cuda_runtime.h").exists()
+
+
 def find_cuda_home(torch_guess):
-    """The folder with bin/nvcc and the CUDA headers, or None."""
-    guesses = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), torch_guess, "/usr/local/cuda"]
+    """The folder with bin/nvcc and the CUDA headers, or None. Stops where there is half of one."""
+    for variable in ("CUDA_HOME", "CUDA_PATH"):
+        if home := os.environ.get(variable):
+            if not is_toolkit(home):
+                sys.exit(
+                    f"fastseg: {variable}={home} lacks bin/nvcc or include/cuda_runtime.h (FASTSEG_CUDA=0: no CUDA)"
+                )
+            return home
+    guesses = [torch_guess, "/usr/local/cuda"]
     if nvcc := shutil.which("nvcc"):  # may be a wrapper far from its toolkit: ask it where it lives
         dryrun = [nvcc, "--dryrun", "-c", "-x", "cu", os.devnull, "-o", os.devnull]
         said = subprocess.run(dryrun, capture_output=True, text=True).stderr
         guesses += [os.path.realpath(top) for top in re.findall(r"TOP=(\S+)", said)]
     for home in filter(None, guesses):
-        if Path(home, "bin/nvcc").exists() and Path(home, "include/cuda_runtime.h").exists():
+        if is_toolkit(home):
             return home
+    if nvcc:
+        sys.exit(f"fastseg: {nvcc} is there, but not the headers of its toolkit; set CUDA_HOME, or FASTSEG_CUDA=0")
     return None
 
 
@@ -87,6 +100,8 @@ def extension(cpp_extension):
 
     import torch
 
+    if tuple(map(int, re.findall(r"\d+", torch.__version__)[:2])) < (2, 10):
+        sys.exit(f"fastseg: building needs torch>=2.10, found {torch.__version__}")
     cxx = ["-O3", "-std=c++17", "-fvisibility=hidden", "-Wno-psabi", TORCH_2_10]
     sources = sorted(glob("csrc/*.cpp") + glob("csrc/cpu/*.cpp"))
     include_dirs = [os.path.abspath("csrc"), *cpp_extension.include_paths("cpu")]
@@ -94,6 +109,8 @@ def extension(cpp_extension):
     nvcc, archs, toolkit, link = [], [], "none", []
     if home:
         cpp_extension.CUDA_HOME = home  # CPU-only torch leaves it None and would refuse to call nvcc
+        # torch insists on its own CUDA version, for libraries that link it dynamically; this one does not.
+        cpp_extension._check_cuda_version = lambda *ignored: None
         asked = os.environ.get("TORCH_CUDA_ARCH_LIST")
         archs = parse_arch_list(asked) if asked else visible_archs() or DEFAULT_ARCHS
         said = subprocess.run([f"{home}/bin/nvcc", "--version"], capture_output=True, text=True).stdout
@@ -118,7 +135,7 @@ def extension(cpp_extension):
     return Extension(
         "fastseg._C",
         sources,
-        depends=sorted(glob("csrc/**/*", recursive=True)),  # headers too: rebuilt on change, shipped in the sdist
+        depends=sorted(filter(os.path.isfile, glob("csrc/**/*", recursive=True))),  # headers too: rebuilt on change
         include_dirs=include_dirs,
         library_dirs=library_dirs,
         libraries=["torch_cpu"],

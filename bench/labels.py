@@ -31,7 +31,7 @@ def label_judge(count, exact, own):
                 continue
             truth = exact(i)
             gap = (truth.amax(0) - truth.gather(0, labels[i][None])[0])[differs]
-            bad = int((gap > allowed).sum())
+            bad = int((~(gap <= allowed)).sum())  # so NaN is bad
             if bad:
                 return f"{bad} labels of image {i} off by up to {gap.max():.2g}, rounding explains {allowed:.2g}"
         return None

@@ -1,8 +1,9 @@
 // Bilinear interpolation along one axis, in the float32 arithmetic of F.interpolate. Shared by CPU and CUDA code; the
 // Triton twin is kernels/bilinear.py.
 //
-// Output o reads the input at source(o): in the cell between the neighbours low = floor(source) and low + 1 (the last
-// index is its own neighbour), at the fraction source - low.
+// Output o reads the input at source(o): in the cell between the neighbours low = floor(source) and low + 1, at the
+// fraction source - low. The last input is its own neighbour, and so is every input of an axis that keeps its size, as
+// in PyTorch's CPU kernel: there an inf or NaN does not leak through a weight of zero.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -38,7 +39,9 @@ FASTSEG_HOST_DEVICE float fraction(const Axis& axis, int64_t o, int64_t low) {
   return t > 0.0f ? (t < 1.0f ? t : 1.0f) : 0.0f;
 }
 
-FASTSEG_HOST_DEVICE int64_t neighbour(const Axis& axis, int64_t low) { return low < axis.in - 1 ? low + 1 : low; }
+FASTSEG_HOST_DEVICE int64_t neighbour(const Axis& axis, int64_t low) {
+  return low < axis.in - 1 && axis.in != axis.out ? low + 1 : low;
+}
 
 FASTSEG_HOST_DEVICE int64_t low_index(const Axis& axis, int64_t o) {
   float s = source(axis, o);

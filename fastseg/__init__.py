@@ -2,6 +2,8 @@
 
 from pathlib import Path as _Path
 
+__version__ = "0.1.0"
+
 _root = _Path(__file__).resolve().parent.parent
 if (_root / "kernels" / "__init__.py").exists() and (_root / "setup.py").exists():
     # A source checkout: kernels/ and bench/ lie beside this folder, not in it as they do once installed.
@@ -11,5 +13,4 @@ from fastseg import models, ops  # noqa: E402
 from fastseg.dispatch import backends, use_backend  # noqa: E402
 from fastseg.extension import build_info  # noqa: E402
 
-__version__ = "0.1.0"
 __all__ = ["backends", "build_info", "models", "ops", "use_backend"]

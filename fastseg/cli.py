@@ -1,4 +1,4 @@
-"""The `fastseg` command: finds the module of a subcommand and runs it. Exit codes: 0 done, 2 wrong or failed input."""
+"""The `fastseg` command: finds a subcommand's module and runs it. Exit: 0 done, 1 a kernel was wrong, 2 bad input."""
 
 import argparse
 import importlib

@@ -7,6 +7,7 @@ An op has up to four implementations, all with the op's one schema:
     reference  plain PyTorch in fastseg/ops/<op>.py: runs anywhere, slow, what the tests compare with
 """
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -28,6 +29,7 @@ ORDER_FOR = {}
 _public = torch.library.Library("fastseg", "DEF")
 _native = torch.library.Library("fastseg_native", "DEF")  # Python owns every schema; csrc/ only implements
 _ops = {}
+forced = os.environ.get("FASTSEG_BACKEND") or None  # the one backend that use_backend allows
 
 
 def register(schema, reference, *, composed=None, native=("cpu", "cuda"), triton=True, why_not=None):
@@ -64,9 +66,13 @@ def room(name):
     return _ops[name]["room"]
 
 
-@functools.cache
-def missing(name, backend, device):
-    """Why this machine has no such kernel, or None. Settled once per process."""
+def has_triton(name):
+    """Whether the op has a Triton kernel, on this machine or not."""
+    return _ops[name]["triton"]
+
+
+def not_written(name, backend, device):
+    """Why an op has no such implementation on any machine, or None."""
     op = _ops[name]
     if backend not in BACKENDS:
         return f"there is no such backend (FASTSEG_BACKEND); wanted one of {', '.join(BACKENDS)}"
@@ -76,6 +82,14 @@ def missing(name, backend, device):
         return "this op has no Triton kernel"
     if backend == "native" and device not in op["native"]:
         return f"this op has no {device} kernel"
+    return None
+
+
+@functools.cache
+def missing(name, backend, device):
+    """Why this machine has no such kernel, or None. Settled once per process."""
+    if reason := not_written(name, backend, device):
+        return reason
     if device == "cuda" and not torch.cuda.is_available():
         return "no GPU is visible to torch"
     if backend == "native":
@@ -94,16 +108,20 @@ def _native_missing(name, device):
         return info["why_not"]
     if not torch._C._dispatch_has_kernel_for_dispatch_key(f"fastseg_native::{name}", device.upper()):
         return f"the compiled kernels were built without {device}"
-    if device == "cuda":
-        capability = torch.cuda.get_device_capability()
+    for gpu in range(torch.cuda.device_count() if device == "cuda" else 0):
+        capability = torch.cuda.get_device_capability(gpu)
         if not any(extension.runs_on(arch, capability) for arch in info["archs"]):
-            return f"built for {', '.join(info['archs'])}, but this GPU is sm_{capability[0]}{capability[1]}"
+            return f"built for {', '.join(info['archs'])}, but GPU {gpu} is sm_{capability[0]}{capability[1]}"
     return None
 
 
 def backends(name, device):
-    """The backends that this machine has for an op on "cpu" or "cuda": what tests and benches loop over."""
-    return [b for b in BACKENDS if missing(name, b, device) is None]
+    """The backends that this machine has for an op on a device such as "cpu" or "cuda:0"."""
+    kind = torch.device(device).type
+    if name not in _ops or kind not in ORDER:
+        known = f"{', '.join(_ops)} on {' or '.join(ORDER)}"
+        raise ValueError(f"fastseg.backends: wanted one of {known}, got {name!r} on {str(device)!r}")
+    return [b for b in BACKENDS if missing(name, b, kind) is None]
 
 
 @functools.cache
@@ -117,7 +135,7 @@ def _function(name, backend):
 
 def choose(name, device, *args):
     """(backend, reasons) for one call: the backend that runs it, or None, and why each one before it does not."""
-    order = (use_backend.forced,) if use_backend.forced else ORDER_FOR.get((name, device), ORDER[device])
+    order = (forced,) if forced else ORDER_FOR.get((name, device), ORDER[device])
     reasons = {}
     for backend in order:
         reasons[backend] = missing(name, backend, device) or _ops[name]["why_not"](backend, *args)
@@ -132,36 +150,33 @@ def _run(name, device, *args):
         every = {b: reasons.get(b) or missing(name, b, device) or "not asked for" for b in (*BACKENDS, *reasons)}
         listed = "\n".join(f"  {b}: {reason}" for b, reason in every.items())
         raise NotImplementedError(f"fastseg.{name}: nothing can run this call on {device}\n{listed}")
-    if backend == "reference" and not use_backend.forced:
-        _warn_slow(name, device)
+    if backend == "reference" and not forced:
+        lacking = [b for b in reasons if missing(name, b, device) and not not_written(name, b, device)]
+        if any(_ops[name]["why_not"](b, *args) is None for b in lacking):
+            _warn_slow(name, device, "; ".join(f"{b}: {reasons[b]}" for b in lacking))
     return _function(name, backend)(*args)
 
 
 @functools.cache
-def _warn_slow(name, device):
-    """Once per process: an op that should have a kernel here runs the reference because this machine has none."""
-    lacking = {b: missing(name, b, device) for b in ORDER[device][:-1]}
-    if all(lacking.values()):
-        listed = "; ".join(f"{b}: {reason}" for b, reason in lacking.items())
-        warnings.warn(f"fastseg.{name} runs the slow reference on {device} ({listed})", stacklevel=3)
+def _warn_slow(name, device, reasons):
+    """Once per process: a kernel that could run this call is not on this machine."""
+    warnings.warn(f"fastseg.{name} runs the slow reference on {device} ({reasons})", stacklevel=3)
 
 
-class use_backend:  # noqa: N801  (used like torch.no_grad)
-    """Make every op use one backend, or raise where it cannot: `with fastseg.use_backend("triton"):`.
+@contextlib.contextmanager
+def use_backend(name):
+    """Make every op use one backend inside, or raise where it cannot: `with fastseg.use_backend("triton"):`.
 
-    Called without `with` it stays in force; None goes back to the table. FASTSEG_BACKEND sets it for a whole process.
-    It holds for all threads, as autograd runs backward in threads of its own.
+    It also decorates functions. None goes back to the table. FASTSEG_BACKEND sets it for a whole process. It holds for
+    all threads, as autograd runs backward in threads of its own. Use it around a compiled function, not inside one.
     """
-
-    forced = os.environ.get("FASTSEG_BACKEND") or None
-
-    def __init__(self, name):
-        if name is not None and name not in BACKENDS:
-            raise ValueError(f"fastseg: backend must be one of {', '.join(BACKENDS)}, got {name!r}")
-        self.before, use_backend.forced = use_backend.forced, name
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exception):
-        use_backend.forced = self.before
+    global forced
+    if name is not None and name not in BACKENDS:
+        raise ValueError(f"fastseg: backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+    if torch.compiler.is_compiling():
+        raise RuntimeError("fastseg: use_backend has no effect inside a compiled function; use it around the call")
+    before, forced = forced, name
+    try:
+        yield
+    finally:
+        forced = before

@@ -27,18 +27,25 @@ def _load():
         return None, "the compiled kernels are not built: run pip install . where fastseg's setup.py is"
     spec = importlib.util.spec_from_file_location("fastseg._C", path)
     try:
-        module = importlib.util.module_from_spec(spec)
+        module = importlib.util.module_from_spec(spec)  # runs all there is: the registrations and PyInit__C
     except ImportError as error:
         warnings.warn(f"fastseg: {path} does not load, so the slow reference runs: {error}", stacklevel=2)
         return None, f"{path} does not load: {error}"
+    built, source = _said(module).get("version"), importlib.import_module("fastseg").__version__
+    if built != source:
+        return None, f"{path} is of version {built}, but this is {source}: run pip install ."
     return module, None
+
+
+def _said(module):
+    return dict(item.split("=", 1) for item in module.BUILD.split(","))
 
 
 def build_info():
     """What was built, as a dict: version, torch and cuda at build time, archs (a list, e.g. ["80", "90a", "90+PTX"]),
     extension (its path, or None) and why_not (the reason if there is none)."""
     module, why_not = _load()
-    said = dict(item.split("=", 1) for item in module.BUILD.split(",")) if module else {}
+    said = _said(module) if module else {}
     return {
         "version": said.get("version"),
         "torch": said.get("torch"),

@@ -1,5 +1,6 @@
 """`fastseg info`: what is installed, and which kernel runs which op on this machine."""
 
+import importlib
 import importlib.util
 import platform
 import sys
@@ -16,8 +17,13 @@ def configure(parser):
 
 
 def version(package):
-    """Its version, or the reason there is none."""
-    return metadata.version(package) if importlib.util.find_spec(package) else "not installed"
+    """Its version, as its distribution or the module itself tells."""
+    if importlib.util.find_spec(package) is None:
+        return "not installed"
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:  # a build under another name, such as pytorch-triton
+        return getattr(importlib.import_module(package), "__version__", "unknown")
 
 
 def device():
@@ -72,7 +78,7 @@ def columns(rows):
 
 
 def run(arguments):
-    forced = fastseg.use_backend.forced
+    forced = dispatch.forced
     print(f"fastseg on {device()}\n")
     print("\n".join(columns(versions() + built())), end="\n\n")
     print("\n".join(kernels()), end="\n\n")

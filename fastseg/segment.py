@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastseg import models
+from fastseg import dispatch, models
 from fastseg.cli import CommandError
-from fastseg.dispatch import BACKENDS, use_backend
 from fastseg.models.checkpoints import factory_arguments, load_weights, read_state_dict
 
 INSTALL = 'pip install "fastseg[cli]"'
@@ -45,10 +44,12 @@ def configure(parser):
     add("--device", help="cuda, cuda:1, cpu ...; default: cuda if there is a GPU")
     add("--dtype", choices=DTYPES, default="float32", help="of the network; default: float32")
     add("--size", type=int, default=520, help="shorter side the network sees, 0: as is; default: 520")
-    add("--backend", choices=BACKENDS, default=use_backend.forced, help="kernels; default: the fastest here")
+    add("--backend", choices=dispatch.BACKENDS, default=dispatch.forced, help="kernels; default: the fastest here")
 
 
 def run(arguments):
+    if arguments.backend not in (None, *dispatch.BACKENDS):
+        raise CommandError(f"FASTSEG_BACKEND must be one of {', '.join(dispatch.BACKENDS)}, got {arguments.backend}")
     if arguments.size < 0:
         raise CommandError(f"--size must be 0 or more, got {arguments.size}")
     check_folder(arguments.output)
@@ -57,14 +58,15 @@ def run(arguments):
     jobs = name_outputs(photographs, arguments.output)
     model = build_model(arguments.model, arguments.weights).to(device, DTYPES[arguments.dtype])
 
-    with use_backend(arguments.backend), progress_bar(len(jobs)) as bar:
+    with dispatch.use_backend(arguments.backend), progress_bar(len(jobs)) as bar:
         for path, stem in bar.track(jobs, description="segment"):
             try:
                 photograph = read_photograph(path)
                 labels = label(model, photograph, arguments.size)
                 write_outputs(photograph, labels, stem)
             except NotImplementedError as error:  # no kernel for this device or dtype, whatever the image
-                raise CommandError("; ".join(line.strip() for line in str(error).splitlines())) from error
+                failed.append("; ".join(line.strip() for line in str(error).splitlines()))
+                break
             except (OSError, ValueError, RuntimeError, MemoryError) as error:
                 failed.append(f"{path}: {one_line(error)}")
             else:

@@ -67,4 +67,5 @@ def span(index, n_in, n_out, scale, ALIGN_CORNERS: tl.constexpr):
         begin = first_output_at(cell, n_in, n_out, scale, ALIGN_CORNERS)
         end = first_output_at(cell + 1, n_in, n_out, scale, ALIGN_CORNERS)
     low = tl.minimum(low, n_in - 1)
-    return low, tl.minimum(low + 1, n_in - 1), begin, end
+    high = tl.minimum(low + (n_in != n_out).to(tl.int32), n_in - 1)  # kept size: each input is its own neighbour
+    return low, high, begin, end

@@ -7,6 +7,8 @@ Reads each logit about 8 times (DRAM sees it once, L1/L2 the rest), in any layou
 Precision: float32. Cells with an inf or NaN corner keep every class, so they follow F.interpolate exactly.
 """
 
+import itertools
+
 import torch
 import triton
 import triton.language as tl
@@ -17,14 +19,16 @@ BLOCK_CLASSES = 16  # one bit each in the scalar that says which classes of a bl
 
 
 def config(cell_height, cell_width):
-    """Launch choices from the outputs per cell: tile sides, and cells for about 1024 pixels at work, 8 a thread."""
+    """Launch choices from the outputs per cell: tile sides, and cells for about 512 pixels at work, 4 a thread."""
     tile_height = min(triton.next_power_of_2(cell_height), 16)
     tile_width = min(triton.next_power_of_2(cell_width), 16)
+    most_cells = min(32, 128 // tile_width)  # more cells spill when pruned, more pixel columns when interpolated
     return {
         "TILE_HEIGHT": tile_height,
         "TILE_WIDTH": tile_width,
-        "BLOCK_CELLS": min(max(4, 1024 // (tile_height * tile_width)), 32),  # over 32 the pruning tiles spill
+        "BLOCK_CELLS": min(max(4, 512 // (tile_height * tile_width)), most_cells),
         "num_warps": 4,
+        "maxnreg": 128,  # left alone, ptxas aims at 64 to 96 for some tiles and spills a little
         "enable_fp_fusion": True,
     }
 
@@ -150,30 +154,36 @@ def upsample_argmax_kernel(
             )
 
 
-def upsample_argmax(input, size, align_corners, dtype):
-    (n, c, h, w), (H, W) = input.shape, size
-    labels = torch.empty((n, H, W), dtype=dtype, device=input.device)
-    if labels.numel() == 0:
-        return labels
-    choices = config(triton.cdiv(H, h), triton.cdiv(W, w))
+def plan(input, labels, align_corners):
+    """(kernel, grid, its arguments, its constants) of the one launch; tensors may be on the meta device."""
+    (n, c, h, w), (_, H, W) = input.shape, labels.shape
+    constants = config(triton.cdiv(H, h), triton.cdiv(W, w))
     row_spans = span_count(h, H, align_corners)
-    column_blocks = triton.cdiv(span_count(w, W, align_corners), choices["BLOCK_CELLS"])
-    with torch.cuda.device_of(input):
-        upsample_argmax_kernel[(n * row_spans * column_blocks,)](
-            input,
-            labels,
-            c,
-            h,
-            w,
-            H,
-            W,
-            row_spans,
-            column_blocks,
-            scale(h, H, align_corners),
-            scale(w, W, align_corners),
-            *input.stride(),
-            ALIGN_CORNERS=align_corners,
-            BLOCK_CLASSES=BLOCK_CLASSES,
-            **choices,
-        )
+    column_blocks = triton.cdiv(span_count(w, W, align_corners), constants["BLOCK_CELLS"])
+    scales = scale(h, H, align_corners), scale(w, W, align_corners)
+    arguments = (input, labels, c, h, w, H, W, row_spans, column_blocks, *scales, *input.stride())
+    constants |= {"ALIGN_CORNERS": align_corners, "BLOCK_CLASSES": BLOCK_CLASSES}
+    return upsample_argmax_kernel, (n * row_spans * column_blocks,), arguments, constants
+
+
+def upsample_argmax(input, size, align_corners, dtype):
+    labels = torch.empty((input.shape[0], *size), dtype=dtype, device=input.device)
+    if labels.numel() > 0:
+        kernel, grid, arguments, constants = plan(input, labels, align_corners)
+        with torch.cuda.device_of(input):
+            kernel[grid](*arguments, **constants)
     return labels
+
+
+def launches():
+    """(what, *plan) of every launch that config() can choose, and of each dtype and layout, for the compile gates."""
+
+    def one(what, cell, dtype=torch.float32, label=torch.uint8, layout=torch.contiguous_format, align_corners=False):
+        input = torch.empty((2, 21, 8, 8), dtype=dtype, device="meta").contiguous(memory_format=layout)
+        labels = torch.empty((2, 8 * cell[0], 8 * cell[1]), dtype=label, device="meta")
+        return what, *plan(input, labels, align_corners)
+
+    for cell in itertools.product((1, 2, 4, 8, 16), repeat=2):
+        yield one(f"cells {cell[0]}x{cell[1]}", cell)
+    for dtype, label in ((torch.float16, torch.int32), (torch.bfloat16, torch.int64)):
+        yield one(str(dtype), (8, 8), dtype, label, torch.channels_last, align_corners=True)

@@ -84,21 +84,47 @@ def test_forced_backend_does_not_fall_back(table):
 def test_use_backend_nests_and_restores():
     with fastseg.use_backend("reference"):
         with fastseg.use_backend("native"):
-            assert fastseg.use_backend.forced == "native"
-        assert fastseg.use_backend.forced == "reference"
-    assert fastseg.use_backend.forced is None
-    fastseg.use_backend("reference")
-    assert fastseg.use_backend.forced == "reference"
-    fastseg.use_backend(None)
+            assert dispatch.forced == "native"
+        assert dispatch.forced == "reference"
+    assert dispatch.forced is None
+
+    @fastseg.use_backend("reference")
+    def decorated():
+        return dispatch.forced
+
+    assert (dispatch.forced, decorated(), dispatch.forced) == (None, "reference", None)
 
 
 def test_unknown_backend():
-    with pytest.raises(ValueError, match="backend must be one of native, triton, composed, reference, got 'cudnn'"):
-        fastseg.use_backend("cudnn")
+    says = "backend must be one of native, triton, composed, reference, got 'cudnn'"
+    with pytest.raises(ValueError, match=says), fastseg.use_backend("cudnn"):
+        pass
+
+
+def test_use_backend_in_a_compiled_function_is_an_error():
+    """It would be traced away, and another backend would run than the one that was asked for."""
+
+    def labels(x):
+        with fastseg.use_backend("reference"):
+            return fastseg.ops.upsample_argmax(x, 4)
+
+    with pytest.raises(Exception, match="no effect inside a compiled function|Unsupported|use_backend"):
+        torch.compile(labels, fullgraph=True, backend="eager")(torch.randn(1, 2, 2, 2))
+
+
+@pytest.mark.parametrize("op, device", [("nope", "cpu"), ("upsample_argmax", "mps")])
+def test_backends_of_what_there_is_not(op, device):
+    with pytest.raises(ValueError, match="fastseg.backends: wanted one of upsample_argmax.* on cpu or cuda, got"):
+        fastseg.backends(op, device)
+
+
+def test_backends_takes_a_device():
+    assert fastseg.backends("upsample_argmax", torch.device("cpu")) == fastseg.backends("upsample_argmax", "cpu")
 
 
 def test_missing_kernels_are_told_once(monkeypatch):
-    monkeypatch.setattr(dispatch, "missing", lambda name, backend, device: backend != "reference" and "not built")
+    monkeypatch.setattr(dispatch, "missing", lambda name, backend, device: "not built" if backend == "native" else None)
+    monkeypatch.setattr(dispatch, "ORDER", {"cpu": ("native", "reference")})
     dispatch._warn_slow.cache_clear()
     x = torch.randn(1, 2, 2, 2)
     with pytest.warns(UserWarning, match="upsample_argmax runs the slow reference on cpu .native: not built"):
@@ -109,7 +135,10 @@ def test_missing_kernels_are_told_once(monkeypatch):
     dispatch._warn_slow.cache_clear()
 
 
-def test_reference_by_nature_is_not_told():
+def test_reference_by_nature_is_not_told(monkeypatch):
+    """No kernel takes float64, so that none is installed is not the reason."""
+    monkeypatch.setattr(dispatch, "missing", lambda name, backend, device: "not built" if backend == "native" else None)
+    dispatch._warn_slow.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fastseg.ops.upsample_argmax(torch.randn(1, 2, 2, 2, dtype=torch.float64), 4)
@@ -155,7 +184,7 @@ print(fastseg.ops.upsample_argmax(x, 4).sum().item(), fastseg.backends("upsample
 
 
 def test_environment_forces_a_backend():
-    code = "import torch, fastseg; print(fastseg.use_backend.forced)"
+    code = "import torch, fastseg; print(fastseg.dispatch.forced)"
     assert python(code, FASTSEG_BACKEND="reference") == (0, "reference\n")
     status, said = python(RUN, FASTSEG_BACKEND="fast")
     assert status == 1

@@ -9,6 +9,7 @@ from torch import nn
 
 from fastseg import models
 from fastseg.models.checkpoints import factory_arguments, load_weights, read_state_dict
+from fastseg.models.conv_bn import conv_bn
 from fastseg.models.deeplabv3 import DeepLabHead
 from fastseg.models.fcn import FCNHead
 from fastseg.models.resnet import ResNet
@@ -261,3 +262,72 @@ class TestCheckpoints:
         }
         assert factory_arguments(state_dict) == {"num_classes": 150, "aux_loss": True}
         assert factory_arguments({"fc.weight": hidden}) == {"aux_loss": False}
+
+
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16))
+def test_folding_is_as_accurate_as_two_steps(dtype):
+    """Against float64, within 1.5 of the error of the unfolded layers in the same dtype."""
+    conv, bn = torch.nn.Conv2d(16, 32, 1, bias=False), torch.nn.BatchNorm2d(32).eval()
+    bn.running_mean.normal_(), bn.running_var.uniform_(0.3, 3), torch.nn.init.normal_(bn.weight, 1, 0.2)
+    conv, bn, x = conv.to(dtype), bn.to(dtype), torch.randn(4, 16, 9, 9).to(dtype)
+    with torch.no_grad():
+        folded, two_steps = conv_bn(conv, bn, x), bn(conv(x))
+        truth = bn.double()(conv.double()(x.double()))
+
+    def error(y):
+        return ((y - truth).norm() / truth.norm()).item()
+
+    assert not torch.equal(folded, two_steps), "nothing was folded"
+    assert error(folded) <= 1.5 * error(two_steps)
+
+
+def test_what_watches_a_layer_still_sees_its_call():
+    conv, bn, x = torch.nn.Conv2d(3, 4, 1, bias=False), torch.nn.BatchNorm2d(4).eval(), torch.randn(1, 3, 5, 5)
+    seen = []
+
+    def see(*call):
+        seen.append(call)
+
+    with torch.no_grad():
+        for register in (bn.register_forward_hook, torch.nn.modules.module.register_module_forward_hook):
+            handle = register(see)
+            conv_bn(conv, bn, x)
+            handle.remove()
+            assert seen
+            seen.clear()
+        own = conv.forward
+        conv.forward = lambda x: see(x) or own(x)
+        conv_bn(conv, bn, x)
+        assert seen
+        del conv.forward
+        mixed = conv.bfloat16()
+        assert conv_bn(mixed, bn, x.bfloat16()).shape == (1, 4, 5, 5)  # BatchNorm kept in float32
+
+
+def test_logits_export_with_a_dynamic_batch():
+    model = models.fcn_resnet50(num_classes=3, aux_loss=False).eval()
+
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return self.model.logits(x)
+
+    with torch.no_grad():
+        batch = torch.export.Dim("batch", min=1, max=64)
+        exported = torch.export.export(Logits(), (torch.randn(2, 3, 33, 33),), dynamic_shapes={"x": {0: batch}})
+        x = torch.randn(5, 3, 33, 33)
+        torch.testing.assert_close(exported.module()(x), model.logits(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("content", ({1: torch.ones(2)}, {"weights": 3}, [1, 2]), ids=("int name", "number", "list"))
+def test_what_is_not_a_state_dict_is_one_error(content, tmp_path):
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match="must hold names and tensors, got"):
+        read_state_dict(tmp_path / "odd.pth")
+
+
+def test_a_scalar_for_the_last_layer_is_left_to_load_weights():
+    assert factory_arguments({"classifier.4.weight": torch.tensor(1.0)}) == {"aux_loss": False}

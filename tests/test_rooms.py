@@ -11,8 +11,8 @@ ROOMS = {dispatch.room(name) for name in dispatch.ops()}
 # What several ops share, by folder. Everything else bears the name of an op.
 SHARED = {
     "kernels": {"__init__", "bilinear"},
-    "csrc/cpu": {"simd"},
-    "csrc/cuda": {"launch"},
+    "csrc/cpu": {"parallel", "simd"},
+    "csrc/cuda": {"device", "launch"},
     "fastseg/ops": {"__init__"},
 }
 

@@ -142,7 +142,7 @@ def test_options(run, option):
     photograph("a.jpg")
     assert run("a.jpg", *option)[0] == 0
     assert files("out") == ["a_labels.png", "a_overlay.jpg"]
-    assert fastseg.use_backend.forced is None
+    assert fastseg.dispatch.forced is None
 
 
 def test_size_0_keeps_the_size(run, weights):

@@ -103,21 +103,29 @@ def test_real_shapes(dtype, backend, device):
             assert_best_class(labels.cpu(), x, size, False)
 
 
+# Powers of two as scales, so that every weight is exact, zeros included; and axes that keep their size.
+EXACT = {
+    "up": (False, (16, 20)),
+    "aligned": (True, (13, 17)),
+    "down": (False, (2, 5)),
+    "same size": (False, (4, 5)),
+    "same height": (False, (4, 20)),
+    "same width": (True, (13, 5)),
+}
+
+
 @each_place(OP)
 @pytest.mark.parametrize("value", (float("nan"), float("inf"), -float("inf")), ids=str)
-@pytest.mark.parametrize("align_corners, size", ((False, (12, 16)), (True, (10, 13))))
-def test_nan_and_inf_as_argmax(value, align_corners, size, backend, device):
-    """Equal to the reference, label for label: whole-number scales make the weights, zeros included, exact."""
+@pytest.mark.parametrize("case", EXACT)
+def test_nan_and_inf_as_argmax(case, value, backend, device):
+    """Equal to F.interpolate on the CPU followed by argmax, label for label."""
+    align_corners, size = EXACT[case]
     x = torch.randperm(6 * 4 * 5).view(1, 6, 4, 5).float()
     x[0, 3, 1, 2] = x[0, 1, 1, 3] = x[0, 5, 3, 4] = value
     expected = interpolate(x, size, align_corners).argmax(1)
-    check(
-        lambda given: upsample_argmax(given, size, align_corners),
-        x,
-        backend,
-        device,
-        lambda labels: torch.testing.assert_close(labels.long(), expected, rtol=0, atol=0),
-    )
+    with fastseg.use_backend(backend):
+        labels = upsample_argmax(x.to(device), size, align_corners)
+    assert torch.equal(labels.cpu().long(), expected)
 
 
 @each_place(OP)
@@ -126,9 +134,10 @@ def test_a_masked_class_and_all_masked(backend, device):
     x = torch.randperm(4 * 3 * 3).view(1, 4, 3, 3).float()
     x[:, 2] = -float("inf")
     for given in (x, torch.full_like(x, -float("inf"))):
-        expected = interpolate(given, (7, 8), False).argmax(1)
-        with fastseg.use_backend(backend):
-            assert torch.equal(upsample_argmax(given.to(device), (7, 8)).cpu().long(), expected)
+        for size in ((6, 12), (3, 3)):
+            expected = interpolate(given, size, False).argmax(1)
+            with fastseg.use_backend(backend):
+                assert torch.equal(upsample_argmax(given.to(device), size).cpu().long(), expected)
 
 
 @each_place(OP)
@@ -172,6 +181,20 @@ def test_offsets_past_2_to_31(backend, device):
     x[0, 1, -1] = 1
     with fastseg.use_backend(backend):
         assert upsample_argmax(x, (2, 2), align_corners=True).tolist() == [[[0, 0], [1, 1]]]
+
+
+def test_threads_share_the_work():
+    """Several chunks of rows and images, whatever the number of cores: the same bits as one thread."""
+    x, before = torch.randn(5, 4, 9, 40), torch.get_num_threads()
+    try:
+        labels = []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            labels.append(upsample_argmax(x, (130, 300)))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(labels[0], labels[1]) and torch.equal(labels[0], labels[2])
+    assert_best_class(labels[1], x, (130, 300), False)
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
@@ -225,8 +248,13 @@ def test_autocast_and_inference_mode():
         ((torch.ones(1, 2, 3, 3, dtype=torch.int32), 3), TypeError, "got torch.int32"),
         ((torch.ones(2, 3, 3), 3), ValueError, r"\(N, C, h, w\).*got \(2, 3, 3\)"),
         ((torch.ones(1, 0, 3, 3), 3), ValueError, "C, h, w >= 1"),
-        ((torch.ones(1, 2, 3, 3), (3, 0)), ValueError, r"size must be two sides \(H, W\) >= 1, got \(3, 0\)"),
-        ((torch.ones(1, 2, 3, 3), (3, 3, 3)), ValueError, "size must be two sides"),
+        (
+            (torch.ones(1, 2, 3, 3), (3, 0)),
+            ValueError,
+            r"size must be an int or two, \(H, W\), from 1 on, got \(3, 0\)",
+        ),
+        ((torch.ones(1, 2, 3, 3), (3, 3, 3)), ValueError, "size must be an int or two"),
+        ((torch.ones(1, 2, 3, 3), 2.5), ValueError, "size must be .* got 2.5"),
         ((torch.ones(1, 2, 3, 3), 3, False, torch.float32), TypeError, "dtype must be torch.uint8"),
         ((torch.ones(1, 300, 3, 3), 3, False, torch.uint8), ValueError, "cannot name 300 classes"),
     ],

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "bilinear.h"
+#include "cpu/parallel.h"
 #include "cpu/simd.h"
 #include "tensor.h"
 
@@ -70,34 +71,35 @@ struct Corners {
   WideFloat top_left, top_right, bottom_left, bottom_right;
 };
 
-FASTSEG_INLINE Corners load_corners(const float* top, const float* bottom) {
+FASTSEG_INLINE Corners load_corners(const float* top, const float* bottom, int64_t to_right) {
   Corners c;
-  load(c.top_left, top), load(c.top_right, top + 1);
-  load(c.bottom_left, bottom), load(c.bottom_right, bottom + 1);
+  load(c.top_left, top), load(c.top_right, top + to_right);
+  load(c.bottom_left, bottom), load(c.bottom_right, bottom + to_right);
   return c;
 }
 
 FASTSEG_INLINE WideFloat smaller(WideFloat a, WideFloat b) { return a < b ? a : b; }
 FASTSEG_INLINE WideFloat larger(WideFloat a, WideFloat b) { return a > b ? a : b; }
 
-// For every cell of the row, the set of classes that may win in it: bit k % 32 of survivors[k / 32][cell].
+// For every cell of the row, the set of classes that may win in it: bit k % 32 of survivors[k / 32][cell]. The right
+// neighbour of a column is `to_right` (0 or 1) further.
 FASTSEG_CLONES void prune(const Row& top, const Row& bottom, int64_t classes, int64_t pitch, int64_t width,
-                          int32_t* survivors) {
+                          int64_t to_right, int32_t* survivors) {
   for (int64_t j = 0; j < width; j += kWide) {
     const float *upper = top.values.data() + j, *lower = bottom.values.data() + j;
     const WideFloat lowest = WideFloat{} - std::numeric_limits<float>::infinity();
     WideFloat guaranteed = lowest;
     for (int64_t k = 0; k < classes; ++k) {
-      Corners c = load_corners(upper + k * pitch, lower + k * pitch);
+      Corners c = load_corners(upper + k * pitch, lower + k * pitch, to_right);
       WideFloat least = smaller(smaller(c.top_left, c.top_right), smaller(c.bottom_left, c.bottom_right));
       guaranteed = larger(guaranteed, least);
     }
-    Corners odd = load_corners(top.nonfinite.data() + j, bottom.nonfinite.data() + j);
+    Corners odd = load_corners(top.nonfinite.data() + j, bottom.nonfinite.data() + j, to_right);
     guaranteed = odd.top_left + odd.top_right + odd.bottom_left + odd.bottom_right == 0.0f ? guaranteed : lowest;
     for (int64_t word = 0; word * 32 < classes; ++word) {
       WideInt kept = {};
       for (int64_t k = word * 32; k < std::min(classes, word * 32 + 32); ++k) {
-        Corners c = load_corners(upper + k * pitch, lower + k * pitch);
+        Corners c = load_corners(upper + k * pitch, lower + k * pitch, to_right);
         WideFloat most = larger(larger(c.top_left, c.top_right), larger(c.bottom_left, c.bottom_right));
         const WideInt bit = WideInt{} + int32_t(uint32_t(1) << (k % 32));
         kept |= most < guaranteed ? WideInt{} : bit;  // not `>=`: NaN is kept
@@ -136,7 +138,8 @@ FASTSEG_CLONES void label_band(const Row& top, const Row& bottom, int64_t classe
       for (uint32_t bits = survivors[word * pitch + cell.low]; bits; bits &= bits - 1) {
         int64_t k = word * 32 + __builtin_ctz(bits);
         const float *upper = &top.values[k * pitch + cell.low], *lower = &bottom.values[k * pitch + cell.low];
-        candidates[count++] = {int32_t(k), upper[0], upper[1], lower[0], lower[1]};
+        const int64_t right = cell.high - cell.low;
+        candidates[count++] = {int32_t(k), upper[0], upper[right], lower[0], lower[right]};
       }
     }
     if (count == 1) {
@@ -172,6 +175,7 @@ void label_images(const Tensor& input, const Axis& vertical, const Axis& horizon
   const int64_t band_pitch = horizontal.out + kWide;
   const int64_t image_stride = input.stride(0), class_stride = input.stride(1), row_stride = input.stride(2),
                 column_stride = input.stride(3);
+  const int64_t to_right = horizontal.in == horizontal.out ? 0 : 1;  // as neighbour() says
   const Cut bands = cut_into_spans(vertical, kBand);
   const Cut cells = cut_into_spans(horizontal, horizontal.out);
   const int64_t bands_per_image = bands.spans.size();
@@ -197,7 +201,7 @@ void label_images(const Tensor& input, const Axis& vertical, const Axis& horizon
       if (bottom->held == image * height + rows.low) std::swap(top, bottom);
       hold(*top, image, rows.low);
       hold(*bottom, image, rows.high);
-      prune(*top, *bottom, classes, pitch, width, survivors.data());
+      prune(*top, *bottom, classes, pitch, width, to_right, survivors.data());
       label_band(*top, *bottom, classes, pitch, survivors.data(), cells.spans, cells.fractions.data(),
                  &bands.fractions[rows.begin], rows.end - rows.begin, candidates.data(), band.data(), band_pitch);
       for (int64_t y = rows.begin; y < rows.end; ++y)
@@ -207,7 +211,7 @@ void label_images(const Tensor& input, const Axis& vertical, const Axis& horizon
   };
   const int64_t tasks = images * bands_per_image;
   const int64_t grain = 1 + 8192 / (horizontal.out + width);  // a thread is worth waking for some thousand pixels
-  torch::stable::parallel_for(0, tasks, grain, work);
+  parallel_for(tasks, grain, work);
 }
 
 Tensor upsample_argmax(const Tensor& input, std::vector<int64_t> size, bool align_corners, ScalarType dtype) {

@@ -11,6 +11,7 @@
 #include <cuda_fp16.h>
 
 #include "bilinear.h"
+#include "cuda/device.h"
 
 namespace fastseg {
 
@@ -101,7 +102,7 @@ __global__ void __launch_bounds__(kWarp* kCellsPerBlock)
     upsample_argmax_kernel(const T* __restrict__ input,  // (N, h, w, C), dense
                            Label* __restrict__ labels,   // (N, H, W), dense
                            int64_t images, int classes, Spans rows, Spans columns) {
-  extern __shared__ unsigned all_survivors[];
+  unsigned* all_survivors = dynamic_shared<unsigned>();
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
   unsigned* survivors = all_survivors + warp * ((classes + kWarp - 1) / kWarp);
   const int64_t column = int64_t(blockIdx.x) * kCellsPerBlock + warp;
@@ -110,15 +111,20 @@ __global__ void __launch_bounds__(kWarp* kCellsPerBlock)
   for (int64_t image = blockIdx.z; image < images; image += gridDim.z) {
     for (int64_t row = blockIdx.y; row < rows.count; row += gridDim.y) {
       const Span y = span(rows, row);
-      const int width = int(x.end - x.begin), pixels = width * int(y.end - y.begin);
-      if (pixels == 0) continue;
+      const int width = int(x.end - x.begin), height = int(y.end - y.begin);
+      if (width == 0 || height == 0) continue;
       const T* top = input + (image * rows.axis.in + y.low) * columns.axis.in * classes;
       const T* bottom = input + (image * rows.axis.in + y.high) * columns.axis.in * classes;
       const Cell<T> cell = {top + x.low * classes, top + x.high * classes, bottom + x.low * classes,
                             bottom + x.high * classes};
       prune(cell, classes, lane, survivors);
-      for (int pixel = lane; pixel < pixels; pixel += kWarp) {
-        const int64_t out_y = y.begin + pixel / width, out_x = x.begin + pixel % width;
+      // Lane after lane along the rows of the cell, without a division per pixel.
+      for (int dy = lane / width, dx = lane % width; dy < height; dy += kWarp / width, dx += kWarp % width) {
+        if (dx >= width) {
+          dx -= width;
+          if (++dy >= height) break;
+        }
+        const int64_t out_y = y.begin + dy, out_x = x.begin + dx;
         const float lower = fraction(rows.axis, out_y, y.low), right = fraction(columns.axis, out_x, x.low);
         const int label = best_class(cell, survivors, classes, right, lower);
         labels[(image * rows.axis.out + out_y) * columns.axis.out + out_x] = Label(label);

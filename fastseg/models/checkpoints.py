@@ -33,6 +33,8 @@ def _not_weights(content):
         return type(content).__name__
     if not content:
         return "nothing"
+    if names := [name for name in content if not isinstance(name, str)]:
+        return f"{type(names[0]).__name__} {names[0]!r} for a name"
     wrong = [name for name, value in content.items() if not isinstance(value, torch.Tensor)]
     return f"{type(content[wrong[0]]).__name__} under {wrong[0]!r}" if wrong else None
 
@@ -62,7 +64,11 @@ def factory_arguments(state_dict):
 
     The last layer of "classifier" says how many classes; without one, "num_classes" is left out.
     """
-    layers = [match for name in state_dict if (match := re.fullmatch(r"classifier\.(\d+)\.weight", name))]
+    layers = [
+        match
+        for name, tensor in state_dict.items()
+        if tensor.dim() and (match := re.fullmatch(r"classifier\.(\d+)\.weight", name))
+    ]
     keywords = {"aux_loss": any(name.startswith("aux_classifier.") for name in state_dict)}
     if layers:
         last = max(layers, key=lambda match: int(match[1]))[0]  # files need not keep the layers' order

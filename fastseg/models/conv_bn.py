@@ -10,24 +10,37 @@ smaller than the activations.
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 
 def conv_bn(conv, bn, x):
-    """bn(conv(x)) (N, O, h, w) of x (N, C, H, W), in one convolution where nothing can tell the difference."""
-    if not (_may_fold(conv, bn) and _weights_are_small(conv, x)):
+    """bn(conv(x)) (N, O, h, w) of x (N, C, H, W), in one convolution where nothing can tell the difference.
+
+    Scale and shift are computed in float32 at least and rounded once.
+    """
+    if not (_may_fold(conv, bn, x) and _weights_are_small(conv, x)):
         return bn(conv(x))
-    scale = bn.weight * torch.rsqrt(bn.running_var + bn.eps)  # (O,)
-    weight = conv.weight * scale.view(-1, 1, 1, 1)
-    return F.conv2d(x, weight, bn.bias - scale * bn.running_mean, conv.stride, conv.padding, conv.dilation, conv.groups)
+    exact = torch.promote_types(x.dtype, torch.float32)
+    scale = bn.weight.to(exact) * torch.rsqrt(bn.running_var.to(exact) + bn.eps)  # (O,)
+    weight = (conv.weight * scale.view(-1, 1, 1, 1)).to(x.dtype)
+    shift = (bn.bias - scale * bn.running_mean).to(x.dtype)
+    return F.conv2d(x, weight, shift, conv.stride, conv.padding, conv.dilation, conv.groups)
 
 
-def _may_fold(conv, bn):
-    """No gradient is asked for, the statistics are fixed, and both are the plain modules: a hook, a parametrisation
-    or a subclass must see its own call."""
+def _may_fold(conv, bn, x):
+    """Plain eager labelling: no gradient, no graph being recorded, fixed statistics, one dtype; and both are the plain
+    modules, as a hook, a wrapper, a parametrisation or a subclass must see its own call."""
     if bn.training or torch.is_grad_enabled() or type(conv) is not nn.Conv2d or type(bn) is not nn.BatchNorm2d:
         return False
-    hooked = any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (conv, bn))
-    return not hooked and conv.bias is None and conv.padding_mode == "zeros" and bn.affine and bn.track_running_stats
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or not isinstance(x, torch.Tensor):
+        return False
+    if torch.is_autocast_enabled(x.device.type) or not (x.dtype == conv.weight.dtype == bn.running_mean.dtype):
+        return False
+    if _has_any_global_hook() or any(
+        m._forward_hooks or m._forward_pre_hooks or "forward" in vars(m) for m in (conv, bn)
+    ):
+        return False
+    return conv.bias is None and conv.padding_mode == "zeros" and bn.affine and bn.track_running_stats
 
 
 def _weights_are_small(conv, x):
@@ -36,7 +49,7 @@ def _weights_are_small(conv, x):
     return conv.weight[0].numel() <= pixels
 
 
-class Sequential(nn.Sequential):
+class ConvBNSequential(nn.Sequential):
     """nn.Sequential that runs a convolution and the batch normalisation after it by `conv_bn`."""
 
     def forward(self, x):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastseg.models.conv_bn import Sequential
+from fastseg.models.conv_bn import ConvBNSequential
 from fastseg.models.fcn import FCNHead
 from fastseg.models.resnet import AUX_CHANNELS, OUT_CHANNELS, resnet50, resnet101
 from fastseg.models.segmenter import Segmenter
@@ -32,8 +32,8 @@ class ASPP(nn.Module):
         rows = [_conv_bn_relu(channels, out_channels, kernel_size=1)]
         rows += [_conv_bn_relu(channels, out_channels, kernel_size=3, padding=rate, dilation=rate) for rate in rates]
         rows += [(nn.AdaptiveAvgPool2d(1), *_conv_bn_relu(channels, out_channels, kernel_size=1))]
-        self.convs = nn.ModuleList(Sequential(*row) for row in rows)
-        self.project = Sequential(
+        self.convs = nn.ModuleList(ConvBNSequential(*row) for row in rows)
+        self.project = ConvBNSequential(
             *_conv_bn_relu(len(rows) * out_channels, out_channels, kernel_size=1), nn.Dropout(0.5)
         )
 
@@ -45,7 +45,7 @@ class ASPP(nn.Module):
         return self.project(together)
 
 
-class DeepLabHead(Sequential):
+class DeepLabHead(ConvBNSequential):
     """Features (N, channels, h, w) -> logits (N, num_classes, h, w)."""
 
     def __init__(self, channels, num_classes, rates=RATES):

@@ -2,12 +2,12 @@
 
 from torch import nn
 
-from fastseg.models.conv_bn import Sequential
+from fastseg.models.conv_bn import ConvBNSequential
 from fastseg.models.resnet import AUX_CHANNELS, OUT_CHANNELS, resnet50, resnet101
 from fastseg.models.segmenter import Segmenter
 
 
-class FCNHead(Sequential):
+class FCNHead(ConvBNSequential):
     """Features (N, channels, h, w) -> logits (N, num_classes, h, w). Also every network's auxiliary head."""
 
     def __init__(self, channels, num_classes):

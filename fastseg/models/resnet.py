@@ -5,7 +5,7 @@ Parameter names, default initialisation and results are torchvision's: its publi
 
 from torch import nn
 
-from fastseg.models.conv_bn import Sequential, conv_bn
+from fastseg.models.conv_bn import ConvBNSequential, conv_bn
 
 AUX_CHANNELS, OUT_CHANNELS = 1024, 2048  # of the two feature maps
 EXPANSION = 4  # a block's output channels per inner channel
@@ -25,7 +25,7 @@ class Bottleneck(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.downsample = None
         if stride != 1 or channels != EXPANSION * width:
-            self.downsample = Sequential(
+            self.downsample = ConvBNSequential(
                 nn.Conv2d(channels, EXPANSION * width, 1, stride, bias=False),
                 nn.BatchNorm2d(EXPANSION * width),
             )

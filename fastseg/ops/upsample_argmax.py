@@ -58,6 +58,7 @@ def upsample_argmax(input, size, align_corners=False, dtype=None):
     dtype          of the labels: uint8, int32 or int64; None is uint8 up to 256 classes, else int32
 
     Ties go to the lowest class and NaN counts as the largest value, as in torch.argmax. Not differentiable.
+    To index with the labels use labels.long(): PyTorch takes uint8 for a mask.
     Raises TypeError or ValueError for wrong arguments.
     """
     if not isinstance(input, torch.Tensor) or not input.is_floating_point():
@@ -65,13 +66,13 @@ def upsample_argmax(input, size, align_corners=False, dtype=None):
         raise TypeError(f"upsample_argmax: input must be a floating-point tensor, got {got}")
     if input.dim() != 4 or 0 in input.shape[1:]:
         raise ValueError(f"upsample_argmax: input must be (N, C, h, w) with C, h, w >= 1, got {tuple(input.shape)}")
-    size = (size, size) if isinstance(size, int) else tuple(size)
-    if len(size) != 2 or any(side < 1 for side in size):
-        raise ValueError(f"upsample_argmax: size must be two sides (H, W) >= 1, got {size}")
+    sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(sides) != 2 or not all(isinstance(side, (int, torch.SymInt)) and side >= 1 for side in sides):
+        raise ValueError(f"upsample_argmax: size must be an int or two, (H, W), from 1 on, got {size!r}")
     if dtype is None:
         dtype = torch.uint8 if input.shape[1] <= 256 else torch.int32
     if dtype not in LABEL_DTYPES:
         raise TypeError(f"upsample_argmax: dtype must be torch.uint8, torch.int32 or torch.int64, got {dtype}")
     if input.shape[1] > LABEL_DTYPES[dtype]:
         raise ValueError(f"upsample_argmax: dtype {dtype} cannot name {input.shape[1]} classes")
-    return _op(input, size, align_corners, dtype)
+    return _op(input, sides, align_corners, dtype)
