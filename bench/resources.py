@@ -134,11 +134,11 @@ def _compile(arch):
     return rows
 
 
-def table():
+def table(cuda=None, triton=None):
     """The worst of each kernel and architecture over its variants, as lines of Markdown."""
     head = ("kernel", "written in", "for", "variants", "registers", "stack", "shared", "16-byte loads", "HMMA", "HGMMA")
     groups = {}
-    for language, rows in (("CUDA C++", of_cuda()), ("Triton", of_triton())):
+    for language, rows in (("CUDA C++", cuda or of_cuda()), ("Triton", triton or of_triton())):
         for row in rows:
             groups.setdefault((row["kernel"], language, row["arch"]), []).append(row)
     lines = [head, ["---"] * len(head)]
@@ -154,7 +154,7 @@ def compilers():
     return f"nvcc {fastseg.build_info()['cuda']}, triton {metadata.version('triton')}"
 
 
-def page():
+def page(cuda=None, triton=None):
     return "\n".join(
         [
             "# Resources of the GPU kernels",
@@ -166,7 +166,7 @@ def page():
             "",
             f"Compilers: {compilers()}.",
             "",
-            *table(),
+            *table(cuda, triton),
             "",
         ]
     )

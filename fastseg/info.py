@@ -13,7 +13,9 @@ from fastseg import dispatch
 
 
 def configure(parser):
-    pass
+    parser.add_argument(
+        "--kernels", action="store_true", help="what each GPU kernel needs: registers, stack, shared memory (a minute)"
+    )
 
 
 def version(package):
@@ -77,7 +79,19 @@ def columns(rows):
     return ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
+def resources():
+    """The resource table of the GPU kernels, as lines."""
+    from fastseg.bench.resources import cuobjdump, table
+
+    if cuobjdump() is None:
+        return ["  no cuobjdump, which reads machine code; triton brings one"]
+    return columns([[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table() if "---" not in line])
+
+
 def run(arguments):
+    if arguments.kernels:
+        print("\n".join(resources()))
+        return 0
     forced = dispatch.forced
     print(f"fastseg on {device()}\n")
     print("\n".join(columns(versions() + built())), end="\n\n")

@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import re
 import subprocess
 from pathlib import Path
 
@@ -90,30 +89,3 @@ def library():
 
 def test_versions_agree(setup, library):
     assert fastseg.build_info()["version"] == setup.VERSION == fastseg.__version__
-
-
-def resource_usage(library):
-    """{(arch, kernel): {"STACK": bytes, ...}} of the machine code in a library, read by the cuobjdump of triton."""
-    triton = importlib.util.find_spec("triton")
-    tool = Path(triton.origin).parent / "backends/nvidia/bin/cuobjdump"
-    said = subprocess.run([tool, "--dump-resource-usage", library], capture_output=True, text=True, check=True).stdout
-    usage, arch = {}, None
-    for line in said.splitlines():
-        arch = (re.findall(r"^arch = (\S+)", line) or [arch])[0]
-        if kernel := re.match(r" Function (\S+):", line):
-            name = kernel[1]
-        elif "STACK:" in line:
-            usage[arch, name] = {key: int(value) for key, value in re.findall(r"(\w+):(\d+)", line)}
-    return usage
-
-
-def test_kernels_neither_spill_nor_use_a_stack(library):
-    archs = [arch for arch in fastseg.build_info()["archs"] if not arch.endswith("+PTX")]
-    if not archs:
-        pytest.skip("built without CUDA")
-    usage = resource_usage(library)
-    for arch in archs:
-        kernels = {name: used for (where, name), used in usage.items() if where == f"sm_{arch}"}
-        assert len([name for name in kernels if "upsample_argmax_kernel" in name]) == 9  # 3 dtypes x 3 label types
-        for name, used in kernels.items():
-            assert (used["STACK"], used["LOCAL"]) == (0, 0), f"{name} on sm_{arch}: {used}"

@@ -322,10 +322,9 @@ def test_logits_export_with_a_dynamic_batch():
         torch.testing.assert_close(exported.module()(x), model.logits(x), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("content", ({1: torch.ones(2)}, {"weights": 3}, [1, 2]), ids=("int name", "number", "list"))
-def test_what_is_not_a_state_dict_is_one_error(content, tmp_path):
-    torch.save(content, tmp_path / "odd.pth")
-    with pytest.raises(ValueError, match="must hold names and tensors, got"):
+def test_a_number_for_a_name_is_one_error(tmp_path):
+    torch.save({1: torch.ones(2)}, tmp_path / "odd.pth")
+    with pytest.raises(ValueError, match="must hold names and tensors, got int 1 for a name"):
         read_state_dict(tmp_path / "odd.pth")
 
 

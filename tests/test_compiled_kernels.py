@@ -1,0 +1,108 @@
+"""Every GPU kernel compiles, in every variant, and stays within what the GPU has. No GPU is needed.
+
+The kernels of the built library and every launch of every Triton kernel, for sm_80 and sm_90, judged by their machine
+code (fastseg/bench/resources.py).
+"""
+
+import importlib.util
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import fastseg
+from fastseg import dispatch
+from fastseg.bench import resources
+
+KERNELS = Path(__file__).parent.parent / "bench/KERNELS.md"
+# What a kernel's machine code must hold: matrix instructions where products bound it, 16-byte loads where memory does.
+# () with the reason, where neither does.
+MUST_HOLD = {
+    # Its logits come from L1, read again and again by neighbouring cells: a warp reads 128 consecutive bytes per load.
+    "upsample_argmax_kernel": (),
+}
+
+pytestmark = pytest.mark.skipif(resources.cuobjdump() is None, reason="no cuobjdump to read machine code with")
+
+
+@pytest.fixture(scope="module")
+def cuda():
+    if not fastseg.build_info()["archs"]:
+        pytest.skip("built without CUDA")
+    return resources.of_cuda()
+
+
+@pytest.fixture(scope="module")
+def triton():
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    return resources.of_triton()
+
+
+@pytest.fixture(params=["cuda", "triton"])
+def rows(request):
+    return request.getfixturevalue(request.param)
+
+
+def major(arch):
+    return int(re.match(r"\d+", arch)[0]) // 10 * 10
+
+
+def test_every_kernel_is_there(cuda, triton):
+    archs = {arch for arch in fastseg.build_info()["archs"] if not arch.endswith("+PTX")}
+    for name in dispatch.ops():
+        kernel = f"{name}_kernel"
+        if not dispatch.not_written(name, "native", "cuda"):
+            assert {row["arch"] for row in cuda if row["kernel"] == kernel} == archs
+        if not dispatch.not_written(name, "triton", "cuda"):
+            assert {row["arch"] for row in triton if row["kernel"] == kernel} == set(map(str, resources.TRITON_ARCHS))
+    assert len([row for row in cuda if row["kernel"] == "upsample_argmax_kernel"]) == 9 * len(archs)  # dtypes x labels
+
+
+def test_nothing_spills(rows):
+    spilled = [row for row in rows if row["stack"] or row["LDL"] or row["STL"]]
+    assert spilled == []
+
+
+def test_a_block_fits(rows):
+    """Shared memory and registers of one block. (CUDA kernels bound their registers by __launch_bounds__.)"""
+    assert [row for row in rows if row["shared"] > resources.SHARED_LIMIT[major(row["arch"])]] == []
+    assert [row for row in rows if row["registers"] * row.get("threads", 0) > resources.REGISTER_FILE] == []
+
+
+def test_the_expected_instructions(rows):
+    for row in rows:
+        for instruction in MUST_HOLD[row["kernel"]]:
+            assert row[instruction] > 0, f"{row['kernel']} on sm_{row['arch']} {row['launch']} lacks {instruction}"
+
+
+def test_the_page_is_not_stale(cuda, triton):
+    page = KERNELS.read_text()
+    if resources.compilers() not in page:
+        pytest.skip(f"bench/KERNELS.md was made with other compilers than {resources.compilers()}")
+    assert page == resources.page(cuda, triton), "run python -m fastseg.bench.resources"
+
+
+SPILLING = """
+__global__ void spills_kernel(float* x, int n) {
+  float held[64];
+  for (int i = 0; i < 64; i++) held[i] = x[i];
+  for (int i = 0; i < n; i++) x[i] = held[n - i & 63];
+}
+__global__ void wide_kernel(const float4* x, float4* y) { y[threadIdx.x] = x[threadIdx.x]; }
+"""
+
+
+def test_the_gates_see_what_they_are_for(tmp_path):
+    """A kernel that indexes an array at run time has a stack; one that copies float4 loads 16 bytes."""
+    if shutil.which("nvcc") is None:
+        pytest.skip("no nvcc")
+    source, cubin = tmp_path / "kernels.cu", tmp_path / "kernels.cubin"
+    source.write_text(SPILLING)
+    subprocess.run(["nvcc", "-cubin", "-gencode=arch=compute_80,code=sm_80", source, "-o", cubin], check=True)
+    found = {row["kernel"]: row for row in resources.read(cubin)}
+    assert found["spills_kernel"]["stack"] >= 256 and found["spills_kernel"]["LDL"] > 0
+    assert found["spills_kernel"]["wide_loads"] == 0 and found["wide_kernel"]["wide_loads"] == 1
+    assert found["wide_kernel"]["stack"] == 0
