@@ -1,6 +1,4 @@
 // Host side of the CUDA kernel: makes the input dense channels_last, allocates, sets the grid.
-#include <algorithm>
-
 #include "cuda/launch.h"
 #include "cuda/upsample_argmax.cuh"
 
@@ -23,11 +21,9 @@ struct OnDevice<BFloat16> {
 template <typename T, typename Label>
 void launch(const Tensor& input, const Spans& rows, const Spans& columns, Tensor& labels, cudaStream_t stream) {
   const int64_t images = input.size(0), classes = input.size(1);
-  const dim3 grid((columns.count + kCellsPerBlock - 1) / kCellsPerBlock, std::min<int64_t>(rows.count, 65535),
-                  std::min<int64_t>(images, 65535));
-  const size_t shared = kCellsPerBlock * ((classes + kWarp - 1) / kWarp) * sizeof(unsigned);
+  const LaunchShape shape = launch_shape(images, classes, rows, columns);
   using DeviceT = typename OnDevice<T>::type;
-  upsample_argmax_kernel<<<grid, kWarp * kCellsPerBlock, shared, stream>>>(
+  upsample_argmax_kernel<<<shape.grid, shape.threads, shape.shared, stream>>>(
       reinterpret_cast<const DeviceT*>(input.const_data_ptr<T>()), labels.mutable_data_ptr<Label>(), images,
       int(classes), rows, columns);
   check_launch("upsample_argmax_kernel");

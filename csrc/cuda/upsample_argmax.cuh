@@ -10,6 +10,8 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <algorithm>
+
 #include "bilinear.h"
 #include "cuda/device.h"
 
@@ -95,8 +97,19 @@ __device__ int best_class(const Cell<T>& cell, const unsigned* survivors, int cl
   return label;
 }
 
-// Grid: x = column spans / kCellsPerBlock, y = row spans, z = images (y and z loop: they are limited to 65535).
-// Dynamic shared memory: kCellsPerBlock * ceil(C / 32) words.
+struct LaunchShape {
+  dim3 grid;  // column spans / kCellsPerBlock, row spans, images; y and z are limited, so the kernel loops over them
+  unsigned threads;
+  size_t shared;  // bytes: a word per warp and 32 classes
+};
+
+inline LaunchShape launch_shape(int64_t images, int64_t classes, const Spans& rows, const Spans& columns,
+                                int64_t most_blocks = 65535) {
+  const dim3 grid((columns.count + kCellsPerBlock - 1) / kCellsPerBlock, std::min(rows.count, most_blocks),
+                  std::min(images, most_blocks));
+  return {grid, kWarp * kCellsPerBlock, kCellsPerBlock * ((classes + kWarp - 1) / kWarp) * sizeof(unsigned)};
+}
+
 template <typename T, typename Label>
 __global__ void __launch_bounds__(kWarp* kCellsPerBlock)
     upsample_argmax_kernel(const T* __restrict__ input,  // (N, h, w, C), dense
