@@ -2,18 +2,16 @@
 
 import math
 import os
-import platform
-import re
 import subprocess
 import time
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
 import fastseg
 from fastseg.bench.clock import clock_for
+from fastseg.info import cpu_name, version
 
 CEILING_SECONDS = 1
 
@@ -23,14 +21,14 @@ def describe(device):
     cuda = device.type == "cuda"
     return {
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "device": torch.cuda.get_device_name(device) if cuda else _cpu_name(),
+        "device": torch.cuda.get_device_name(device) if cuda else cpu_name(),
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "load": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
         "fastseg": fastseg.__version__,
         "commit": _commit(),
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        "triton": version("triton"),
         "cudnn": torch.backends.cudnn.version() if cuda else None,
         "driver": _said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader") if cuda else None,
         "tf32": torch.backends.cuda.matmul.allow_tf32 if cuda else None,
@@ -63,13 +61,6 @@ def _best(clock, call):
     return best
 
 
-def _cpu_name():
-    try:
-        return re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[1]
-    except (OSError, TypeError):
-        return platform.processor() or platform.machine()
-
-
 def _commit():
     """The short hash of a source checkout, with + if files differ from it; None for an installed package."""
     root = Path(fastseg.__file__).parent.parent
@@ -85,10 +76,3 @@ def _said(*command):
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip().partition("\n")[0] or None
-
-
-def _version(package):
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 
 # name -> (module with configure(parser) and run(arguments) -> exit code, one line for --help)
@@ -31,6 +32,9 @@ def main(argv=None):
     except CommandError as error:
         print(f"fastseg: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader of the output, such as `head`, has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("fastseg: interrupted", file=sys.stderr)
         return 130

@@ -3,8 +3,10 @@
 import importlib
 import importlib.util
 import platform
+import re
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import torch
 
@@ -28,13 +30,20 @@ def version(package):
         return getattr(importlib.import_module(package), "__version__", "unknown")
 
 
+def cpu_name():
+    try:
+        return re.search(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[1]
+    except (OSError, TypeError):
+        return platform.processor() or platform.machine()
+
+
 def device():
     """This machine's processor or GPU, in words."""
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         memory = properties.total_memory / 2**30
         return f"{properties.name}, sm_{properties.major}{properties.minor}, {memory:.0f} GiB"
-    return f"CPU, {platform.machine()}, {torch.get_num_threads()} threads (no GPU is visible to torch)"
+    return f"{cpu_name()}, {torch.get_num_threads()} threads (no GPU is visible to torch)"
 
 
 def versions():

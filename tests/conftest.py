@@ -36,3 +36,12 @@ def poisoned_allocations():
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For small layers, which gain nothing from more: on a busy machine, waiting for threads took 25x as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

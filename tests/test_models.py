@@ -20,13 +20,7 @@ resnet = pytest.importorskip("torchvision.models.resnet")
 SIZE = (65, 97)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Such small layers gain nothing from more, and on a busy machine waiting for them took 25x as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def torchvision_model(name, **keywords):

@@ -18,13 +18,7 @@ from fastseg import segment  # noqa: E402  (needs both)
 MODEL = "fcn_resnet50"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Such small layers gain nothing from more, and on a busy machine waiting for them took 25x as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def blobs(width=61, height=47, seed=0):
