@@ -1,6 +1,6 @@
 """Everything a GPU is wanted for, in one command: `python -m fastseg.bench.gpu --out DIR`, from a checkout, offline.
 
-The test suite on the GPU; compute-sanitizer's memcheck and racecheck on one small case of each kernel, where the tool
+The test suite on the GPU; compute-sanitizer's memcheck and racecheck on small cases of each kernel, where the tool
 is there; then the benches. Each step leaves its log and the next one runs whatever came before; run.json says how each
 ended and is written after every step, so that a killed run keeps what it has.
 """
@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -30,7 +31,7 @@ def steps(out):
     if shutil.which("compute-sanitizer"):
         for name in dispatch.ops():
             for backend in set(dispatch.backends(name, "cuda")) & {"native", "triton"}:
-                # The first case of the op's test, on this backend.
+                # The first case of the op's test and those named after it, on this backend.
                 one = [
                     *pytest,
                     f"tests/test_{dispatch.room(name)}.py",
@@ -55,13 +56,18 @@ def run(name, command, extra, log):
     """How one step ended, as a dict."""
     begin = time.perf_counter()
     with log.open("w") as output:
+        # A session of its own: what a tool such as compute-sanitizer started ends with it and does not stay on the GPU.
+        step = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **extra}, start_new_session=True
+        )
         try:
-            code = subprocess.run(
-                command, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **extra}, timeout=STEP_LIMIT
-            ).returncode
+            code = step.wait(timeout=STEP_LIMIT)
         except subprocess.TimeoutExpired:
+            os.killpg(step.pid, signal.SIGKILL)
+            step.wait()
             code = "timed out"
-    last = next((line for line in reversed(log.read_text().splitlines()) if line.strip()), "")
+    text = log.read_text(errors="replace")  # a killed step may end within a character
+    last = next((line for line in reversed(text.splitlines()) if line.strip()), "")
     seconds = round(time.perf_counter() - begin, 1)
     return {"step": name, "code": code, "seconds": seconds, "last_line": last, "log": log.name}
 
@@ -74,6 +80,11 @@ def main():
         sys.exit("fastseg.bench.gpu: no GPU is visible to torch")
     if not Path("tests/conftest.py").exists():
         sys.exit("fastseg.bench.gpu: run it where fastseg's tests/ is")
+    for name in dispatch.ops():
+        for backend in ("native", "triton"):
+            reason = dispatch.missing(name, backend, "cuda")
+            if reason and not dispatch.not_written(name, backend, "cuda"):
+                sys.exit(f"fastseg.bench.gpu: {name} has no {backend} kernel here: {reason}")
     out.mkdir(parents=True, exist_ok=True)
     ended = []
     for number, (name, command, extra) in enumerate(steps(out)):

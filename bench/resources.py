@@ -23,6 +23,7 @@ from fastseg import dispatch
 
 TRITON_ARCHS = (80, 90)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block can have
+LEAST_SHARED_LIMIT = 99 * 1024  # of any GPU from sm_80 on
 REGISTER_FILE = 65536  # registers of a multiprocessor, so the most a block can have
 INSTRUCTIONS = ("HMMA", "HGMMA", "LDL", "STL")  # matrix products of sm_80 and sm_90; loads and stores of spills
 

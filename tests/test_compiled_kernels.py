@@ -62,14 +62,16 @@ def test_every_kernel_is_there(cuda, triton):
 
 
 def test_nothing_spills(rows):
+    assert all(row["instructions"] > 0 for row in rows), "the disassembly was not understood"
     spilled = [row for row in rows if row["stack"] or row["LDL"] or row["STL"]]
     assert spilled == []
 
 
 def test_a_block_fits(rows):
     """Shared memory and registers of one block. (CUDA kernels bound their registers by __launch_bounds__.)"""
-    assert [row for row in rows if row["shared"] > resources.SHARED_LIMIT[major(row["arch"])]] == []
-    assert [row for row in rows if row["registers"] * row.get("threads", 0) > resources.REGISTER_FILE] == []
+    for row in rows:
+        assert row["shared"] <= resources.SHARED_LIMIT.get(major(row["arch"]), resources.LEAST_SHARED_LIMIT), row
+        assert row["registers"] * row.get("threads", 0) <= resources.REGISTER_FILE, row
 
 
 def test_the_expected_instructions(rows):
@@ -80,6 +82,8 @@ def test_the_expected_instructions(rows):
 
 def test_the_page_is_not_stale(cuda, triton):
     page = KERNELS.read_text()
+    if not {"80", "90a"} <= set(fastseg.build_info()["archs"]):
+        pytest.skip("this library was built for other GPUs than bench/KERNELS.md speaks of")
     if resources.compilers() not in page:
         pytest.skip(f"bench/KERNELS.md was made with other compilers than {resources.compilers()}")
     assert page == resources.page(cuda, triton), "run python -m fastseg.bench.resources"

@@ -20,6 +20,7 @@ def a_gpu(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(dispatch, "missing", lambda name, backend, device: None)
     monkeypatch.setattr(dispatch, "backends", lambda name, device: ["native", "triton", "reference"])
     monkeypatch.setattr(gpu.shutil, "which", lambda tool: f"/bin/{tool}")
 
@@ -40,6 +41,24 @@ def test_the_case_for_the_sanitizers_exists(a_gpu):
         command = [sys.executable, "-m", "pytest", "-q", "--collect-only", f"tests/test_{dispatch.room(name)}.py"]
         said = subprocess.run([*command, "-k", chosen], capture_output=True, text=True).stdout
         assert "test_best_class[x8-half_pixel-reference-cpu]" in said
+
+
+def test_a_missing_kernel_ends_it_before_it_begins(a_gpu, tmp_path, monkeypatch):
+    """Or a run without the kernels that it is for would look well."""
+    monkeypatch.setattr(dispatch, "missing", lambda name, backend, device: "not built" if backend == "native" else None)
+    monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match="upsample_argmax has no native kernel here: not built"):
+        gpu.main()
+
+
+def test_a_step_that_takes_too_long_ends_with_all_it_started(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu, "STEP_LIMIT", 1)
+    log = tmp_path / "step.log"
+    ended = gpu.run("slow", ["bash", "-c", "sleep 60 & echo $!; wait"], {}, log)
+    assert ended["code"] == "timed out"
+    child = int(log.read_text())
+    state = Path(f"/proc/{child}/stat")
+    assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
 def test_a_failed_step_does_not_end_the_run(a_gpu, tmp_path, monkeypatch, capsys):

@@ -1,6 +1,9 @@
-"""Makes bfloat16 exact in Triton's interpreter (3.6 to 3.9), which truncates float32 -> bfloat16 and multiplies raw
-bits in tl.dot. Known and left: tl.dot ignores tf32 (it computes float32); tl.max and tl.maximum drop NaN unless told
-not to.
+"""Makes bfloat16 casts and dots exact in Triton's interpreter (3.6 to 3.9), which truncates float32 -> bfloat16 and
+multiplies raw bits in tl.dot.
+
+Known and left: arithmetic, comparisons and reductions of bfloat16 blocks compute on raw bits, so kernels widen to
+float32 first, as they should anyway; tl.dot ignores tf32 (it computes float32); tl.max and tl.maximum drop NaN unless
+told not to.
 """
 
 import numpy as np

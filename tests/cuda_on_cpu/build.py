@@ -49,6 +49,9 @@ def why_not():
         return "fiber.h switches stacks on x86-64 only"
     if not shutil.which("g++"):
         return "there is no g++"
+    version = subprocess.run(["g++", "-dumpversion"], capture_output=True, text=True, check=True).stdout.strip()
+    if int(version.split(".")[0]) < 12:
+        return f"g++ {version} cannot poison registers; 12 can"
     if not cuda_headers():
         return "CUDA's headers were not found; set CUDA_HOME"
     if not all(map(os.path.isabs, sanitizer())):  # g++ repeats the name of a file that it does not have
@@ -86,7 +89,7 @@ def library(driver, build):
     """The path of a driver's library. Two processes may build it at once: the last to finish replaces an equal file."""
     source = HERE / f"drivers/{driver}.cpp"
     compiler = subprocess.run(["g++", "--version"], capture_output=True, text=True, check=True).stdout
-    key = hashlib.sha256(repr((compiler, cuda_headers(), FLAGS, BUILDS[build])).encode())
+    key = hashlib.sha256(repr((compiler, cuda_headers().resolve(), FLAGS, BUILDS[build], LINKED_WITH[build])).encode())
     for path, text in sorted(sources(source).items()):
         key.update(path.name.encode() + text)
     result = cache() / f"{driver}-{build}-{key.hexdigest()[:16]}.so"

@@ -32,7 +32,7 @@ def failures(op, csrc):
             capture_output=True,
             text=True,
         )
-        if done.returncode > 1:  # not a failed test, but trouble of another kind
+        if done.returncode not in (0, 1):  # not a failed test, but trouble of another kind
             sys.exit(done.stdout + done.stderr)
         if done.returncode:
             lines = [

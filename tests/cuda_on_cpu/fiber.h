@@ -47,14 +47,15 @@ class Fiber {
     mprotect(mapped, kGuard, PROT_NONE);  // stacks grow down: one that is too small faults instead of spoiling another
     stack_ = static_cast<char*>(mapped) + kGuard;
   }
-  ~Fiber() { munmap(stack_ - kGuard, kGuard + kStack); }
+  ~Fiber() {
+    forget_red_zones();  // or the next mapping at this address inherits them
+    munmap(stack_ - kGuard, kGuard + kStack);
+  }
   Fiber(const Fiber&) = delete;
 
   // The next resume() calls body(), which must not return. Whatever the stack held is forgotten.
   void start(void (*body)()) {
-#if defined(__SANITIZE_ADDRESS__)
-    __asan_unpoison_memory_region(stack_, kStack);  // an abandoned fiber leaves its red zones behind
-#endif
+    forget_red_zones();
     constexpr int kSavedRegisters = 6;
     void** top = reinterpret_cast<void**>(stack_ + kStack);
     *--top = nullptr;  // body's return address; also aligns its stack as a call would
@@ -79,6 +80,12 @@ class Fiber {
   static void entered() { after_switch(&scheduler_.stack, &scheduler_.size); }
 
  private:
+  void forget_red_zones() {
+#if defined(__SANITIZE_ADDRESS__)
+    __asan_unpoison_memory_region(stack_, kStack);  // an abandoned fiber leaves its own behind
+#endif
+  }
+
   static constexpr size_t kGuard = 4096, kStack = 256 << 10;  // touched pages only take memory
 
   static void before_switch(const void* stack, size_t size) {
