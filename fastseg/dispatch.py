@@ -66,11 +66,6 @@ def room(name):
     return _ops[name]["room"]
 
 
-def has_triton(name):
-    """Whether the op has a Triton kernel, on this machine or not."""
-    return _ops[name]["triton"]
-
-
 def not_written(name, backend, device):
     """Why an op has no such implementation on any machine, or None."""
     op = _ops[name]

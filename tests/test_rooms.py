@@ -23,7 +23,8 @@ def test_an_op_has_its_files(name):
     wanted = [f"fastseg/ops/{room}.py", f"tests/test_{room}.py", f"bench/bench_{room}.py"]
     wanted += [f"kernels/{room}.py"] if op["triton"] else []
     wanted += [f"csrc/cpu/{room}.cpp"] if "cpu" in op["native"] else []
-    wanted += [f"csrc/cuda/{room}.cu", f"csrc/cuda/{room}.cuh"] if "cuda" in op["native"] else []
+    cuda = [f"csrc/cuda/{room}.cu", f"csrc/cuda/{room}.cuh", f"tests/cuda_on_cpu/drivers/{room}.cpp"]
+    wanted += cuda if "cuda" in op["native"] else []
     assert [file for file in wanted if not (ROOT / file).exists()] == []
 
 
