@@ -1,5 +1,7 @@
 """Functional ops with the signatures of torch.nn.functional. One row per op."""
 
 from fastseg.ops.upsample_argmax import upsample_argmax
+from fastseg.ops.upsample_bilinear import upsample_bilinear
+from fastseg.ops.upsample_cross_entropy import upsample_cross_entropy
 
-__all__ = ["upsample_argmax"]
+__all__ = ["upsample_argmax", "upsample_bilinear", "upsample_cross_entropy"]
