@@ -4,6 +4,7 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -57,6 +58,40 @@ FASTSEG_INLINE float to_float(torch::headeronly::Half x) {
   uint32_t bits;
   std::memcpy(&bits, &scaled, sizeof bits);
   return from_bits(bits | special | sign);
+}
+
+FASTSEG_INLINE uint32_t to_bits(float x) {
+  uint32_t bits;
+  std::memcpy(&bits, &x, sizeof bits);
+  return bits;
+}
+
+// float to T, rounded to the nearest, ties to even; NaN stays NaN. Also without a branch.
+template <typename T>
+T from_float(float x) = delete;
+
+template <>
+FASTSEG_INLINE float from_float<float>(float x) {
+  return x;
+}
+
+template <>
+FASTSEG_INLINE torch::headeronly::BFloat16 from_float<torch::headeronly::BFloat16>(float x) {
+  const uint32_t bits = to_bits(x), nearest = bits + 0x7fff + (bits >> 16 & 1), quiet = bits | 0x400000;
+  const uint32_t kept = x == x ? nearest : quiet;
+  return {uint16_t(kept >> 16), torch::headeronly::BFloat16::from_bits()};
+}
+
+// Beside 2^13 times x's power of two, one unit of a float is one of half: the addition rounds. The smallest power is
+// that of half's subnormals. What is too large only has to stay so.
+template <>
+FASTSEG_INLINE torch::headeronly::Half from_float<torch::headeronly::Half>(float x) {
+  const uint32_t magnitude = to_bits(x) & 0x7fffffff, sign = to_bits(x) >> 16 & 0x8000;
+  const uint32_t power = std::max<uint32_t>(magnitude >> 23, 113), beside = std::min<uint32_t>(power + 13, 254) << 23;
+  const uint32_t units = to_bits(from_bits(magnitude) + from_bits(beside)) - beside;
+  const uint32_t nearest = std::min<uint32_t>(((power - 113) << 10) + units, 0x7c00);
+  const uint32_t nan = magnitude > 0x7f800000 ? 0x200 : 0;
+  return {uint16_t(nearest | nan | sign), torch::headeronly::Half::from_bits()};
 }
 
 }  // namespace fastseg
