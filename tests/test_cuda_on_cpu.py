@@ -46,6 +46,7 @@ FAULTS = {
     "uninitialised_static_shared": {"race": "reads .* uninitialised: nothing in this block wrote it", "plain": WRONG},
     "uninitialised_register": {"plain": WRONG},
     "sum_without_atomics": {"race": "race: thread"},
+    "failed_assertion": dict.fromkeys(build.BUILDS, r"assertion failed: !kFaulty \|\| i != 40 at faults.cuh:\d+"),
     "too_large_a_block": dict.fromkeys(build.BUILDS, "a block's threads 1025 is over the limit of 1024"),
     "larger_than_launch_bounds": dict.fromkeys(build.BUILDS, "__launch_bounds__ 65 is over the limit of 64"),
     "too_deep_a_grid": dict.fromkeys(build.BUILDS, "grid.z 65536 is over the limit of 65535"),

@@ -1,6 +1,6 @@
-// What device code needs beyond plain CUDA C++, each under one name: dynamic shared memory, asynchronous copies and
-// tensor cores (sm_80 on). Inline PTX under nvcc; under a plain C++ compiler tests/cuda_on_cpu, which runs kernels on
-// the CPU.
+// What device code needs beyond plain CUDA C++, each under one name: dynamic shared memory, asynchronous copies, tensor
+// cores (sm_80 on) and one fast function. Inline PTX under nvcc; under a plain C++ compiler tests/cuda_on_cpu, which
+// runs kernels on the CPU. Below that, what several kernels share: elements of any dtype as floats, launches.
 //
 // clang-format off
 //   T* dynamic_shared<T>()                 the block's dynamic shared memory, 16-byte aligned
@@ -11,6 +11,7 @@
 //   ldmatrix_trans(fragment, row)          lane l gives the address of row l % 8 of matrix l / 8
 //   mma_m16n8<T>(sum, a, b)                sum += a b with 32 bytes of T along k: k16 for __half and __nv_bfloat16,
 //                                          k8 for float, whose bits are read as tf32
+//   exp2_approx(x)                         2^x in one instruction: off by 2^-22 of the value, 0 instead of subnormals
 // clang-format on
 #pragma once
 #ifndef __CUDACC__
@@ -19,6 +20,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cassert>
 #include <cstdint>
 
 namespace fastseg {
@@ -119,5 +121,65 @@ __device__ __forceinline__ void mma_m16n8<float>(float (&sum)[4], const uint32_t
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
 }
 
+__device__ __forceinline__ float exp2_approx(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(result) : "f"(x));
+  return result;
+}
+
 }  // namespace fastseg
 #endif
+
+namespace fastseg {
+
+constexpr int kWarp = 32;
+constexpr unsigned kAllLanes = 0xffffffffu;
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+__device__ __forceinline__ void from_float(float x, float& to) { to = x; }
+__device__ __forceinline__ void from_float(float x, __half& to) { to = __float2half_rn(x); }
+__device__ __forceinline__ void from_float(float x, __nv_bfloat16& to) { to = __float2bfloat16_rn(x); }
+
+template <typename T>
+constexpr int kPerVector = 16 / sizeof(T);
+
+// One element, or the aligned 16 bytes of kPerVector<T>, as they lie in memory.
+template <typename T, int kCount>
+struct alignas(kCount * sizeof(T)) Elements {
+  static_assert(kCount == 1 || kCount == kPerVector<T>);
+  T values[kCount];
+
+  __device__ __forceinline__ static Elements load(const T* from) {
+    if constexpr (kCount == 1) {
+      return {{*from}};
+    } else {
+      const uint4 bits = *reinterpret_cast<const uint4*>(from);
+      Elements elements;
+      memcpy(static_cast<void*>(&elements), &bits, sizeof bits);
+      return elements;
+    }
+  }
+
+  __device__ __forceinline__ void store(T* to) const {
+    if constexpr (kCount == 1) {
+      *to = values[0];
+    } else {
+      uint4 bits;
+      memcpy(&bits, this, sizeof bits);
+      *reinterpret_cast<uint4*>(to) = bits;
+    }
+  }
+};
+
+// How to launch a kernel. Kernels loop over what does not fit into the y and z of a grid, which end at most_blocks.
+struct LaunchShape {
+  dim3 grid, threads;
+  size_t shared;  // bytes
+};
+
+constexpr int64_t kMostBlocksYZ = 65535;
+
+}  // namespace fastseg

@@ -1,5 +1,8 @@
-// What a CUDA host function needs beside csrc/tensor.h: the current stream, and launch errors as exceptions.
+// What a CUDA host function needs beside csrc/tensor.h: the current stream, launch errors as exceptions, and the
+// device's names of dtypes.
 #pragma once
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 
@@ -22,6 +25,30 @@ inline cudaStream_t current_stream(int32_t device) {
 inline void check_launch(const char* kernel) {
   cudaError_t error = cudaGetLastError();
   STD_TORCH_CHECK(error == cudaSuccess, "fastseg: ", kernel, ": ", cudaGetErrorString(error));
+}
+
+// The type that kernels know the elements of a tensor of T by.
+template <typename T>
+struct OnDevice {
+  using type = T;
+};
+template <>
+struct OnDevice<Half> {
+  using type = __half;
+};
+template <>
+struct OnDevice<BFloat16> {
+  using type = __nv_bfloat16;
+};
+
+template <typename T>
+const typename OnDevice<T>::type* device_data(const Tensor& tensor) {
+  return reinterpret_cast<const typename OnDevice<T>::type*>(tensor.const_data_ptr<T>());
+}
+
+template <typename T>
+typename OnDevice<T>::type* mutable_device_data(const Tensor& tensor) {
+  return reinterpret_cast<typename OnDevice<T>::type*>(tensor.mutable_data_ptr<T>());
 }
 
 }  // namespace fastseg

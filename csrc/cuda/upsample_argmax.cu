@@ -5,27 +5,12 @@
 namespace fastseg {
 namespace {
 
-template <typename T>
-struct OnDevice {
-  using type = T;
-};
-template <>
-struct OnDevice<Half> {
-  using type = __half;
-};
-template <>
-struct OnDevice<BFloat16> {
-  using type = __nv_bfloat16;
-};
-
 template <typename T, typename Label>
 void launch(const Tensor& input, const Spans& rows, const Spans& columns, Tensor& labels, cudaStream_t stream) {
   const int64_t images = input.size(0), classes = input.size(1);
   const LaunchShape shape = launch_shape(images, classes, rows, columns);
-  using DeviceT = typename OnDevice<T>::type;
   upsample_argmax_kernel<<<shape.grid, shape.threads, shape.shared, stream>>>(
-      reinterpret_cast<const DeviceT*>(input.const_data_ptr<T>()), labels.mutable_data_ptr<Label>(), images,
-      int(classes), rows, columns);
+      device_data<T>(input), labels.mutable_data_ptr<Label>(), images, int(classes), rows, columns);
   check_launch("upsample_argmax_kernel");
 }
 

@@ -7,9 +7,6 @@
 // writes each label once.
 // Precision: float32. Cells with an inf or NaN corner keep every class, so they follow F.interpolate exactly.
 #pragma once
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-
 #include <algorithm>
 
 #include "bilinear.h"
@@ -17,13 +14,7 @@
 
 namespace fastseg {
 
-constexpr int kWarp = 32;
 constexpr int kCellsPerBlock = 8;  // one per warp
-constexpr unsigned kAllLanes = 0xffffffffu;
-
-__device__ __forceinline__ float to_float(float x) { return x; }
-__device__ __forceinline__ float to_float(__half x) { return __half2float(x); }
-__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 
 // The four input pixels of a cell, as pointers to their class 0.
 template <typename T>
@@ -97,14 +88,9 @@ __device__ int best_class(const Cell<T>& cell, const unsigned* survivors, int cl
   return label;
 }
 
-struct LaunchShape {
-  dim3 grid;  // column spans / kCellsPerBlock, row spans, images; y and z are limited, so the kernel loops over them
-  unsigned threads;
-  size_t shared;  // bytes: a word per warp and 32 classes
-};
-
+// A block per kCellsPerBlock column spans, row span and image; in shared memory a word per warp and 32 classes.
 inline LaunchShape launch_shape(int64_t images, int64_t classes, const Spans& rows, const Spans& columns,
-                                int64_t most_blocks = 65535) {
+                                int64_t most_blocks = kMostBlocksYZ) {
   const dim3 grid((columns.count + kCellsPerBlock - 1) / kCellsPerBlock, std::min(rows.count, most_blocks),
                   std::min(images, most_blocks));
   return {grid, kWarp * kCellsPerBlock, kCellsPerBlock * ((classes + kWarp - 1) / kWarp) * sizeof(unsigned)};

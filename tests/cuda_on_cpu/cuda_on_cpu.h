@@ -6,6 +6,8 @@
 #include <vector_functions.h>
 #include <vector_types.h>
 
+#include <algorithm>
+#include <cassert>
 #include <cmath>
 #include <cstdint>
 
@@ -34,11 +36,29 @@
 #define blockDim (cuda_on_cpu::Block::current().size)
 #define gridDim (cuda_on_cpu::Block::current().grid_size)
 
+// A device-side assertion is an error of its own and does not end the process.
+#undef assert
+#define assert(condition)                                                                    \
+  ((condition) ? void()                                                                      \
+               : cuda_on_cpu::Block::current().fail("assertion failed: " #condition " at " + \
+                                                    cuda_on_cpu::text(cuda_on_cpu::Place{__FILE__, __LINE__})))
+
+using std::max;
+using std::min;
+
+// Approximate on a GPU, not here.
+inline float __fdividef(float x, float y) { return x / y; }
+
+namespace cuda_on_cpu {
+inline float exp2_approx(float x) { return std::exp2(x); }
+}  // namespace cuda_on_cpu
+
 namespace fastseg {
 using cuda_on_cpu::cp_async_16;
 using cuda_on_cpu::cp_async_commit;
 using cuda_on_cpu::cp_async_wait;
 using cuda_on_cpu::dynamic_shared;
+using cuda_on_cpu::exp2_approx;
 using cuda_on_cpu::ldmatrix;
 using cuda_on_cpu::ldmatrix_trans;
 using cuda_on_cpu::mma_m16n8;

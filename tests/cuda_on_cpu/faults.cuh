@@ -224,6 +224,13 @@ __global__ void sum_without_atomics(const float* in, float* out) {
   out[threadIdx.x] = threadIdx.x == 0 ? sum : in[kThreads - 1 - threadIdx.x];
 }
 
+template <bool kFaulty>
+__global__ void failed_assertion(const float* in, float* out) {
+  const int i = threadIdx.x;
+  assert(!kFaulty || i != 40);
+  out[i] = in[kThreads - 1 - i];
+}
+
 // Right wherever it can be launched; what is wrong is the launch.
 template <bool>
 __global__ void __launch_bounds__(kThreads) bounded(const float* in, float* out) {

@@ -45,6 +45,7 @@ const Pair kPairs[] = {
     PAIR(uninitialised_static_shared),
     PAIR(uninitialised_register),
     PAIR(sum_without_atomics),
+    PAIR(failed_assertion),
     {"too_large_a_block", unbounded<false>, unbounded<true>, {1, 1024}, {1, 1025}},
     {"larger_than_launch_bounds", bounded<false>, bounded<true>, {1, kThreads}, {1, kThreads + 1}},
     {"too_deep_a_grid", unbounded<false>, unbounded<true>, {dim3(1, 2, 3), kThreads}, {dim3(1, 1, 65536), kThreads}},
