@@ -13,7 +13,7 @@ SHARED = {
     "kernels": {"__init__", "bilinear"},
     "csrc/cpu": {"parallel", "simd"},
     "csrc/cuda": {"device", "launch"},
-    "fastseg/ops": {"__init__"},
+    "fastseg/ops": {"__init__", "layout"},
 }
 
 
