@@ -14,8 +14,16 @@ and, where they make sense:
     OP                           the op's name: each backend is timed; without it, what dispatch chooses
     bytes(case, dtype)           what any implementation must read and write at least
     flops(case)                  of the straightforward algorithm, a multiply-add counting 2
+    memory(case, dtype)          bytes that the peer and the check need: with fewer the case is skipped
     missing()                    why this machine cannot run the bench, or None
     SLOW_TO_COMPILE = True       leave torch.compile out of --quick
+    compiles(case, pass, device) False to leave torch.compile out there; --quick compiles no gradients anyway
+
+A differentiable op declares its passes (passes.py says what each does), and each case is measured in each of them:
+    PASSES = ("forward", "backward", "both")
+    upstream(case, device, dtype)               gradient of the output; random; not for a scalar, where it is 1
+    gradient_checker(case, inputs, upstream)    judge(gradients of the floating-point inputs, a tuple), as checker
+    bytes(case, dtype, pass)                    and so flops and memory, with the pass as one more argument
 
 The harness sets the memory format: it converts 4-d inputs and modules, in advance and outside the timing.
 """

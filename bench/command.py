@@ -14,7 +14,7 @@ WIDTH = 160  # where there is no terminal: no column is cut or left out
 
 def configure(parser):
     parser.add_argument("op", nargs="*", metavar="OP", help="which benches to run (default: all)")
-    parser.add_argument("--quick", action="store_true", help="fewer cases and rounds: about two minutes on two cores")
+    parser.add_argument("--quick", action="store_true", help="fewer cases and rounds: about three minutes on two cores")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results; updated after every case")
     parser.add_argument("--plot", metavar="FILE", type=Path, help="write a PNG of the speed-ups")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")

@@ -10,6 +10,7 @@ import torch
 
 from fastseg.bench import machine, memory
 from fastseg.bench.clock import clock_for
+from fastseg.bench.passes import FORWARD, Given, declared, label, passes_of
 from fastseg.bench.providers import providers
 
 SCHEMA_VERSION = 1  # of the JSON: raised when a field changes its meaning
@@ -17,16 +18,21 @@ SCHEMA_VERSION = 1  # of the JSON: raised when a field changes its meaning
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure one case: until both the seconds and the least number of rounds are reached."""
+    """How long to measure one pass of a case: until both the seconds and the least number of rounds are reached.
+
+    Where calls are so slow that this takes longer than `patience`, FEWEST_ROUNDS do.
+    """
 
     quick: bool
     seconds: float
     least_rounds: int
     most_rounds: int = 200
+    patience: float = 60
 
 
 QUICK = Effort(quick=True, seconds=2, least_rounds=3)
 FULL = Effort(quick=False, seconds=15, least_rounds=11)
+FEWEST_ROUNDS = 3
 
 
 def discover():
@@ -44,8 +50,30 @@ def cases_of(bench, quick):
     return [case for case in bench.CASES if case.quick or not quick]
 
 
-def competitors(bench, device, quick):
-    return providers(bench, device.type, compiles=not (quick and is_slow(bench)))
+def work(bench, device, dtype, quick):
+    """(Given, pass) of everything to measure."""
+    for case in cases_of(bench, quick):
+        given = Given(bench, case, device, dtype)
+        for which in passes_of(bench):
+            torch._dynamo.reset()  # else earlier compilations serve another pass, or count against this one's limit
+            yield given, which
+
+
+def competitors(bench, case, which, device, quick):
+    """The providers. A quick run compiles no gradients: that takes longer than all it then measures."""
+    compiles = bench.compiles(case, which, device) if hasattr(bench, "compiles") else True
+    if quick:
+        compiles = compiles and which == FORWARD and not is_slow(bench)
+    return providers(bench, device.type, compiles)
+
+
+def lacking(given, which):
+    """Why this machine has too little memory for one pass of a case, or None."""
+    wanted = declared(given.bench, "memory", given.case, given.dtype, which=which) or 0
+    free = machine.free_memory(given.device)
+    if free is None or wanted <= free:
+        return None
+    return f"PyTorch needs some {wanted / 1e9:.0f} GB of memory for it, and {free / 1e9:.1f} GB are free"
 
 
 def run(benches, device, dtype, effort, save=lambda result: None, tell=lambda what: None):
@@ -77,14 +105,18 @@ def run(benches, device, dtype, effort, save=lambda result: None, tell=lambda wh
             continue
         tell(f"{name}: memory, in a process of its own")
         peaks = memory.peaks_on_cpu(name, dtype, effort.quick) if device.type == "cpu" else {}
-        for case in cases_of(bench, effort.quick):
+        for given, which in work(bench, device, dtype, effort.quick):
+            case = label(bench, given.case, which)
 
-            def tell_case(what, case=f"{name}, {case.name}"):
+            def tell_case(what, case=f"{name}, {case}"):
                 tell(f"{case}: {what}")
 
-            measured = measure(bench, case, device, dtype, effort, result["ceilings"], tell_case)
+            skipped = lacking(given, which)
+            measured = {"name": case, "pass": which, "detail": given.case.detail, "skipped": skipped, "providers": []}
+            if not skipped:
+                measured |= measure(given, which, effort, result["ceilings"], tell_case)
             for provider in measured["providers"]:
-                provider.setdefault("peak_bytes", peaks.get((case.name, provider["provider"], provider["layout"])))
+                provider.setdefault("peak_bytes", peaks.get((case, provider["provider"], provider["layout"])))
             entry["cases"].append(measured)
             save(result)
     result["complete"] = True
@@ -96,36 +128,34 @@ def missing(bench):
     return bench.missing() if hasattr(bench, "missing") else None
 
 
-def measure(bench, case, device, dtype, effort, ceilings, tell=lambda what: None):
-    """One case: a dict with one entry per provider."""
-    torch._dynamo.reset()  # else the compilations of earlier cases count against this one's limit
+def measure(given, which, effort, ceilings, tell=lambda what: None):
+    """One pass of a case: what its calls have to do, and one entry per provider."""
     tell("inputs and their float64 truth")
-    inputs = bench.inputs(case, device, dtype)
-    judge = bench.checker(case, inputs)
+    judge = given.judge(which)
     entries, calls = [], {}
-    for provider in competitors(bench, device, effort.quick):
+    for provider in competitors(given.bench, given.case, which, given.device, effort.quick):
         tell(f"checking {provider.name}, {provider.layout}")
         entry = {"provider": provider.name, "layout": provider.layout, "peer": provider.peer}
-        call, entry["status"], entry["reason"] = _check(provider, bench, case, inputs, device, dtype, judge)
+        call, entry["status"], entry["reason"] = _check(provider, given, which, judge)
         if call:
             calls[len(entries)] = (provider, call)
         entries.append(entry)
-    samples = _samples(calls, entries, clock_for(device), effort, tell)
-    work = {
-        "bytes": bench.bytes(case, dtype) if hasattr(bench, "bytes") else None,
-        "flops": bench.flops(case) if hasattr(bench, "flops") else None,
+    samples = _samples(calls, entries, clock_for(given.device), effort, tell)
+    amounts = {
+        "bytes": declared(given.bench, "bytes", given.case, given.dtype, which=which),
+        "flops": declared(given.bench, "flops", given.case, which=which),
     }
     for index, seconds in samples.items():
         entries[index] |= _statistics(seconds)
-    _compare(entries, work, ceilings)
-    return {"name": case.name, "detail": case.detail, **work, "providers": entries}
+    _compare(entries, amounts, ceilings)
+    return {**amounts, "providers": entries}
 
 
-def _check(provider, bench, case, inputs, device, dtype, judge):
+def _check(provider, given, which, judge):
     """(call, "ok", None), or (None, "wrong" or "failed", why)."""
     try:
-        call = provider.prepare(bench, case, inputs, device, dtype)
         with provider.active():
+            call = provider.prepare(given, which)
             reason = judge(call())
     except Exception as error:  # a provider that cannot run (no compiler, no memory) must not end the others' run
         return None, "failed", f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
@@ -144,9 +174,10 @@ def _samples(calls, entries, clock, effort, tell):
                 entries[index]["peak_bytes"] = memory.peak_on_gpu(call, clock.device)
     samples = {index: [] for index in calls}
     order, shuffle = list(calls), random.Random(0).shuffle
-    end = time.perf_counter() + effort.seconds
+    begin = time.perf_counter()
     for rounds in range(effort.most_rounds if calls else 0):
-        if rounds >= effort.least_rounds and time.perf_counter() > end:
+        spent = time.perf_counter() - begin
+        if rounds >= (effort.least_rounds if spent < effort.patience else FEWEST_ROUNDS) and spent > effort.seconds:
             break
         tell(f"round {rounds + 1}")
         shuffle(order)
@@ -165,7 +196,7 @@ def _statistics(seconds):
     return dict(zip(("median_ms", "p20_ms", "p80_ms", "min_ms"), quantiles.tolist(), strict=True)) | {"n": len(seconds)}
 
 
-def _compare(entries, work, ceilings):
+def _compare(entries, amounts, ceilings):
     """Add to each timed entry its speed-up over the best peer, its rates, and their share of the ceilings."""
     timed = [entry for entry in entries if entry["status"] == "ok"]
     best_peer = min((entry["median_ms"] for entry in timed if entry["peer"]), default=None)
@@ -175,6 +206,6 @@ def _compare(entries, work, ceilings):
             ("bytes", "gb_per_s", 1e9, "copy_gb_per_s"),
             ("flops", "tflop_per_s", 1e12, "matmul_tflop_per_s"),
         ):
-            known = work[amount] is not None
-            entry[rate] = work[amount] / unit / (entry["median_ms"] * 1e-3) if known else None
+            known = amounts[amount] is not None
+            entry[rate] = amounts[amount] / unit / (entry["median_ms"] * 1e-3) if known else None
             entry[f"{rate}_of_ceiling"] = entry[rate] / ceilings[ceiling] if known else None

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import subprocess
 import time
 from datetime import datetime, timezone
@@ -49,6 +50,27 @@ def ceilings(device, dtype, with_flops):
         a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
         measured["matmul_tflop_per_s"] = 2 * side**3 / _best(clock, lambda: a @ b) / 1e12
     return measured
+
+
+def free_memory(device):
+    """Bytes that a process can still get; None where the system does not tell."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    try:
+        (available,) = re.findall(r"^MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text(), re.M)
+    except (OSError, ValueError):
+        return None
+    return min(1024 * int(available), _left_to_container())
+
+
+def _left_to_container():
+    """What the control group of a container leaves; inf without a limit."""
+    try:
+        limit, used = (Path("/sys/fs/cgroup", f"memory.{what}").read_text() for what in ("max", "current"))
+        return int(limit) - int(used)
+    except (OSError, ValueError):  # not such a system, or "max"
+        return math.inf
 
 
 def _best(clock, call):

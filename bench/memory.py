@@ -1,4 +1,5 @@
-"""How much memory one call needs beyond its inputs and weights, its result included.
+"""How much memory one call needs beyond its inputs and weights, its result included: gradients too, and in a step
+of training what forward keeps for backward.
 
 On a GPU: what torch's allocator handed out at most, cuDNN's workspaces included.
 
@@ -17,6 +18,8 @@ import sys
 from pathlib import Path
 
 import torch
+
+from fastseg.bench.passes import label
 
 EVERY_BLOCK_TO_THE_SYSTEM = {"MALLOC_MMAP_THRESHOLD_": str(2**16)}  # glibc, mallopt(3)
 
@@ -63,17 +66,18 @@ def _main(name, dtype, effort):
 
     bench, quick, device = harness.discover()[name], effort == "quick", torch.device("cpu")
     peaks = []
-    for case in harness.cases_of(bench, quick):
-        torch._dynamo.reset()
-        inputs = bench.inputs(case, device, getattr(torch, dtype))
-        for provider in harness.competitors(bench, device, quick):
+    for given, which in harness.work(bench, device, getattr(torch, dtype), quick):
+        if harness.lacking(given, which):
+            continue
+        case = label(bench, given.case, which)
+        for provider in harness.competitors(bench, given.case, which, device, quick):
             try:
-                call = provider.prepare(bench, case, inputs, device, getattr(torch, dtype))
                 with provider.active():
+                    call = provider.prepare(given, which)
                     call()
-                    peaks.append(((case.name, provider.name, provider.layout), growth(call)))
+                    peaks.append(((case, provider.name, provider.layout), growth(call)))
             except Exception as error:
-                print(f"{case.name}, {provider.name}: {error}", file=sys.stderr)
+                print(f"{case}, {provider.name}: {error}", file=sys.stderr)
     print(json.dumps(peaks))
 
 

@@ -18,19 +18,18 @@ class Provider:
     compiled: bool = False
     backend: str | None = None  # None leaves the choice to the dispatch table
 
-    def prepare(self, bench, case, inputs, device, dtype):
-        """A function of no arguments that does the work once; layouts are converted here."""
+    def prepare(self, given, which):
+        """A function of no arguments that does the pass once; layouts are converted here. Call it while active()."""
         layout = LAYOUTS[self.layout]
-        function = bench.peer(case) if self.peer else bench.ours(case)
+        function = (given.bench.peer if self.peer else given.bench.ours)(given.case)
         if isinstance(function, torch.nn.Module):
-            function = function.eval().requires_grad_(False).to(device, dtype, memory_format=layout)
+            function = function.eval().requires_grad_(False).to(given.device, given.dtype, memory_format=layout)
         if self.compiled:
             function = torch.compile(function, dynamic=False)
-        arguments = [x.contiguous(memory_format=layout) if x.dim() == 4 else x for x in inputs]
-        return lambda: function(*arguments)
+        return given.call(function, which, layout)
 
     def active(self):
-        """Holds around each call; entered outside the timing."""
+        """Holds around prepare and each call; entered outside the timing."""
         return fastseg.use_backend(self.backend) if self.backend else contextlib.nullcontext()
 
 

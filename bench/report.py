@@ -78,7 +78,8 @@ def remarks(bench):
     """Why something has no number: one line each."""
     if bench["skipped"]:
         return [f"{bench['title']}: skipped, {bench['skipped']}"]
-    return [
+    skipped = [f"{case['name']}: skipped, {case['skipped']}" for case in bench["cases"] if case["skipped"]]
+    return skipped + [
         f"{case['name']}, {entry['provider']}, {entry['layout']}: {entry['status']}: {entry['reason']}"
         for case in bench["cases"]
         for entry in case["providers"]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from fastseg.bench import harness
-from fastseg.bench.providers import providers
+from fastseg.bench.passes import Given, label, passes_of
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
@@ -18,28 +18,37 @@ DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
 def _quick():
     for name, bench in harness.discover().items():
         for case in harness.cases_of(bench, quick=True):
-            for provider in providers(bench, DEVICE.type, compiles=not harness.is_slow(bench)):
-                label = f"{name}-{case.name}-{provider.name}-{provider.layout}".replace(", ", "_").replace(" ", "_")
-                yield pytest.param(bench, case, provider, id=label)
+            for which in passes_of(bench):
+                for provider in harness.competitors(bench, case, which, DEVICE, quick=True):
+                    parts = (name, label(bench, case, which), provider.name, provider.layout)
+                    words = "-".join(parts).replace(", ", "_").replace(" ", "_")
+                    yield pytest.param(bench, case, which, provider, id=words)
 
 
 @functools.lru_cache(maxsize=1)  # the providers of a case come one after the other
-def _inputs_and_judge(bench, case):
+def _given(bench, case):
+    return Given(bench, case, DEVICE, DTYPE)
+
+
+@functools.lru_cache(maxsize=1)
+def _judge(given, which):
     torch._dynamo.reset()
-    inputs = bench.inputs(case, DEVICE, DTYPE)
-    return inputs, bench.checker(case, inputs)
+    return given.judge(which)
 
 
-@pytest.mark.parametrize("bench, case, provider", list(_quick()))
-def test_benchmark(benchmark, bench, case, provider):
+@pytest.mark.parametrize("bench, case, which, provider", list(_quick()))
+def test_benchmark(benchmark, bench, case, which, provider):
     if reason := harness.missing(bench):
         pytest.skip(reason)
-    inputs, judge = _inputs_and_judge(bench, case)
-    call = provider.prepare(bench, case, inputs, DEVICE, DTYPE)
+    given = _given(bench, case)
+    if reason := harness.lacking(given, which):
+        pytest.skip(reason)
+    judge = _judge(given, which)
     with provider.active():
+        call = provider.prepare(given, which)
         reason = judge(call())
         assert reason is None, reason
-        benchmark.group = case.name
+        benchmark.group = f"{bench.__name__}: {label(bench, case, which)}"
         benchmark(_synchronous(call))
 
 

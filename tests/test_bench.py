@@ -11,8 +11,11 @@ import pytest
 import torch
 
 from fastseg import cli
-from fastseg.bench import harness, memory, report
+from fastseg.bench import bench_upsample_bilinear, bench_upsample_cross_entropy, harness, heads, memory, report
 from fastseg.bench.labels import label_judge
+from fastseg.bench.passes import Given
+from fastseg.bench.providers import Provider, providers
+from fastseg.bench.values import value_judge
 
 CPU = torch.device("cpu")
 BRIEF = harness.Effort(quick=True, seconds=0, least_rounds=3)
@@ -35,6 +38,31 @@ def fake_bench(ours=lambda x: x * 2, cases=(Case(),), **more):
         ours=lambda case: ours,
         peer=lambda case: lambda x: x + x,
         checker=lambda case, inputs: lambda y: None if torch.equal(y, 2 * inputs[0]) else "not the double",
+        **more,
+    )
+
+
+class Doubled(torch.autograd.Function):
+    """Twice the input, with a gradient of `slope`."""
+
+    @staticmethod
+    def forward(ctx, x, slope):
+        ctx.slope = slope
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return ctx.slope * grad, None
+
+
+def differentiable_bench(slope=2, **more):
+    return fake_bench(
+        ours=lambda x: Doubled.apply(x, slope),
+        PASSES=("forward", "backward", "both"),
+        upstream=lambda case, device, dtype: torch.full((1, 2, 8, 8), 3.0, device=device, dtype=dtype),
+        gradient_checker=lambda case, inputs, upstream: (
+            lambda grads: None if [grad.unique().item() for grad in grads] == [6] else "wrong gradient"
+        ),
         **more,
     )
 
@@ -80,6 +108,68 @@ def test_a_wrong_or_broken_provider_gets_no_number(ours, status, reason):
         assert "median_ms" not in entry and "speedup" not in entry
     assert all(entry["status"] == "ok" for entry in entries(result, ours=False))
     assert reason in "\n".join(report.remarks(result["benches"][0]))
+
+
+@pytest.mark.parametrize("slope, statuses", [(2, ["ok"] * 3), (5, ["ok", "wrong", "wrong"])])
+def test_each_pass_is_checked_and_timed(slope, statuses):
+    """A wrong gradient gets no number, and a right output keeps its own."""
+    work = {"forward": 1, "backward": 2, "both": 3}
+    result = run(differentiable_bench(slope, bytes=lambda case, dtype, which: work[which]))
+    cases = result["benches"][0]["cases"]
+    assert {case["pass"]: case["bytes"] for case in cases} == work
+    assert [case["name"] for case in cases] == ["small, forward", "small, backward", "small, both"]
+    for case, status in zip(cases, statuses, strict=True):
+        ours = [entry for entry in case["providers"] if not entry["peer"]]
+        assert len(ours) == 2 and all(entry["status"] == status for entry in ours)
+        assert all(("median_ms" in entry) is (status == "ok") for entry in ours)
+        assert all(entry["status"] == "ok" for entry in case["providers"] if entry["peer"])
+    assert ("small, both, fastseg, NCHW: wrong: wrong gradient" in report.remarks(result["benches"][0])) is (slope == 5)
+
+
+def test_a_training_step_starts_from_scratch():
+    """Repeats give the same gradients, nothing is left on the inputs, and backward alone runs without the output."""
+    bench = differentiable_bench()
+    given = Given(bench, bench.CASES[0], CPU, torch.float32)
+    for provider in providers(bench, "cpu", compiles=False):
+        both, backward = (provider.prepare(given, which) for which in ("both", "backward"))
+        for _ in range(3):
+            output, gradients = both()
+            assert torch.equal(output, torch.full_like(output, 2.0)) and given.judge("backward")(gradients) is None
+            assert given.judge("backward")(backward()) is None
+        (leaf,) = both.args[1]
+        assert leaf.requires_grad and leaf.grad is None and not given.inputs[0].requires_grad
+
+
+def test_gradients_are_compiled_only_where_there_is_time():
+    bench = differentiable_bench()
+
+    def compiled(which, quick):
+        names = [p.name for p in harness.competitors(bench, bench.CASES[0], which, CPU, quick)]
+        return "torch.compile" in names
+
+    assert compiled("both", quick=False) and not compiled("forward", quick=True)  # it is SLOW_TO_COMPILE
+    bench.SLOW_TO_COMPILE = False
+    assert compiled("forward", quick=True) and not compiled("both", quick=True)
+    bench.compiles = lambda case, which, device: which == "forward"
+    assert compiled("forward", quick=False) and not compiled("both", quick=False)
+
+
+def test_a_case_too_big_for_the_machine_is_skipped():
+    result = run(differentiable_bench(memory=lambda case, dtype, which: 1e18 if which == "both" else 1e3))
+    cases = result["benches"][0]["cases"]
+    assert [case["skipped"] is None for case in cases] == [True, True, False] and cases[2]["providers"] == []
+    (remark,) = report.remarks(result["benches"][0])
+    assert remark.startswith("small, both: skipped, PyTorch needs some 1000000000 GB of memory for it, and ")
+
+
+def test_slow_calls_get_the_fewest_rounds():
+    def rounds(effort):
+        told = []
+        harness.run({"double": fake_bench()}, CPU, torch.float32, effort, tell=told.append)
+        return sum("round" in what for what in told)
+
+    assert rounds(harness.Effort(quick=True, seconds=0, least_rounds=7)) == 7
+    assert rounds(harness.Effort(quick=True, seconds=0, least_rounds=7, patience=0)) == harness.FEWEST_ROUNDS
 
 
 def test_ratios_rates_and_shares():
@@ -147,31 +237,62 @@ def test_the_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(harness, "QUICK", BRIEF)
     files = {kind: tmp_path / f"run.{kind}" for kind in ("json", "png")}
     options = ["--quick", "--device", "cpu", "--json", str(files["json"]), "--plot", str(files["png"])]
-    for ours, code in ((lambda x: 2 * x, 0), (lambda x: x, 1)):
-        monkeypatch.setattr(harness, "discover", lambda ours=ours: {"double": fake_bench(ours)})
+    for bench, code in ((differentiable_bench(), 0), (fake_bench(lambda x: x), 1)):
+        monkeypatch.setattr(harness, "discover", lambda bench=bench: {"double": bench})
         assert cli.main(["bench", *options]) == code
         assert json.loads(files["json"].read_text())["complete"] is True
         assert files["png"].read_bytes().startswith(b"\x89PNG\r\n")
     said = capsys.readouterr().out
-    assert "channels_last" in said and "peak MB" in said and "…" not in said
+    assert "channels_last" in said and "…" not in said
+    assert "peak MB" in said  # of the second bench: the first one's cases have other names
+    assert all(f" small, {which} " in said for which in ("forward", "backward", "both"))
     assert "small, fastseg, NCHW: wrong: not the double" in said
+
+
+def printed_by(code):
+    environment = {**os.environ, **memory.EVERY_BLOCK_TO_THE_SYSTEM, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    if "OSError" in done.stderr:
+        pytest.skip("this system does not say how much memory a process uses")
+    assert done.returncode == 0, done.stderr
+    return [int(number) for number in done.stdout.split()]
 
 
 def test_peak_memory_of_a_known_call():
     """Upsampled logits in float32 and their argmax in int64 live at the same time."""
-    code = """
+    (peak,) = printed_by("""
 import torch, torch.nn.functional as F
 from fastseg.bench.memory import growth
 x = torch.randn(1, 21, 65, 65)
 call = lambda: F.interpolate(x, (513, 513), mode="bilinear").argmax(1)
 call()
 print(growth(call))
-"""
-    environment = {**os.environ, **memory.EVERY_BLOCK_TO_THE_SYSTEM, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    if "OSError" in done.stderr:
-        pytest.skip("this system does not say how much memory a process uses")
-    assert int(done.stdout) == pytest.approx((21 * 4 + 8) * 513 * 513, rel=0.02)
+""")
+    assert peak == pytest.approx((21 * 4 + 8) * 513 * 513, rel=0.02)
+
+
+def test_peak_memory_of_the_passes():
+    """The peer's loss: in training at least one more tensor of full size lives. Backward of bilinear upsampling alone
+    allocates the gradient, but not the upstream gradient that it is given."""
+    forward, both, backward = printed_by("""
+import torch
+from fastseg.bench import bench_upsample_bilinear, bench_upsample_cross_entropy
+from fastseg.bench.memory import growth
+from fastseg.bench.passes import Given
+from fastseg.bench.providers import Provider
+eager = Provider("eager", "NCHW", peer=True)
+loss, upsampling = (
+    Given(bench, bench.CASES[0], torch.device("cpu"), torch.float32)
+    for bench in (bench_upsample_cross_entropy, bench_upsample_bilinear)
+)
+for given, which in ((loss, "forward"), (loss, "both"), (upsampling, "backward")):
+    call = eager.prepare(given, which)
+    call()
+    print(growth(call))
+""")
+    full = 21 * 4 * 513 * 513
+    assert both - forward > 0.9 * full
+    assert 21 * 4 * 65 * 65 <= backward < 0.1 * full
 
 
 def test_labels_may_differ_only_by_rounding():
@@ -182,3 +303,46 @@ def test_labels_may_differ_only_by_rounding():
     assert "1 labels of image 0 off by up to 1" in judge(torch.tensor([[[1, 1]]]))
     assert "there are 2 classes" in judge(torch.tensor([[[2, 0]]]))
     assert "shape (1, 2)" in judge(torch.tensor([[1, 0]]))
+
+
+def test_values_may_be_off_by_what_pytorch_is_off_by():
+    exact = torch.linspace(1, 2, 6, dtype=torch.float64).view(2, 3)
+    judge = value_judge(2, lambda i: exact[i], lambda i: exact[i].float() + 1e-4)
+    assert judge((exact + 1.4e-4).float()) is None
+    assert judge((exact + 1.6e-4).float()).startswith("relative L2 error")
+    one_off = exact.clone()
+    one_off[1, 2] += 2e-4
+    assert judge(one_off.float()).startswith("relative largest error")
+    assert judge(torch.full((2, 3), float("nan"))).startswith("relative L2 error nan")
+    assert "torch.float64 of shape (2, 3), wanted torch.float32" in judge(exact)
+    assert "wanted torch.float32 of shape (2, 3)" in judge(exact.float()[:1])
+
+
+TINY = heads.Case("tiny", (2, 5, 7, 6), (49, 41))
+
+
+def test_targets_are_classes_and_some_are_ignored():
+    targets = heads.targets(TINY, torch.Generator().manual_seed(0))
+    assert targets.shape == (2, 49, 41) and targets.dtype == torch.int64
+    ignored = targets == heads.IGNORED
+    assert 0.04 < ignored.float().mean() < 0.06 and targets[~ignored].max() < 5
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("bench", (bench_upsample_bilinear, bench_upsample_cross_entropy), ids=lambda b: b.OP)
+def test_the_reference_passes_and_another_function_does_not(bench, dtype, monkeypatch):
+    given = Given(bench, TINY, CPU, dtype)
+    for which in bench.PASSES:
+        for layout in ("NCHW", "channels_last"):
+            for provider in (
+                Provider("eager", layout, peer=True),
+                Provider("fastseg reference", layout, peer=False, backend="reference"),
+            ):
+                with provider.active():
+                    assert given.judge(which)(provider.prepare(given, which)()) is None
+    peer = bench.peer(TINY)
+    wrong = types.SimpleNamespace(peer=lambda case: lambda x, *target: peer(x.flip(3), *target))
+    monkeypatch.setattr(given, "bench", wrong)
+    for which in bench.PASSES:
+        reason = given.judge(which)(Provider("eager", "NCHW", peer=True).prepare(given, which)())
+        assert "error" in reason or "off by" in reason
