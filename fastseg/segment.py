@@ -25,7 +25,6 @@ PHOTOGRAPHS = (".jpg", ".jpeg", ".png")  # what is taken from a folder
 OUTPUTS = ("_labels.png", "_overlay.jpg")
 RANDOM = "WARNING: without --weights they are RANDOM: the labels mean nothing"
 MOST_CLASSES = 256  # that a palette holds
-IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in 0..1
 # fmt: off
 VOC_NAMES = (
     "background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -71,7 +70,7 @@ def run(arguments):
                 failed.append(f"{path}: {one_line(error)}")
             else:
                 print(f"{path} -> {stem}{OUTPUTS[0]}, {stem.name}{OUTPUTS[1]}")
-                print(*shares(labels, count_classes(model)), sep="\n")
+                print(*shares(labels, model.num_classes), sep="\n")
     for line in failed:
         print(f"fastseg: {line}", file=sys.stderr)
     return 2 if failed else 0
@@ -125,14 +124,10 @@ def build_model(name, weights):
         raise CommandError(f"--model {name} --weights {weights}: {one_line(error)}") from error
     except ImportError as error:
         raise CommandError(f"{weights} needs {error.name}: {INSTALL}") from error
-    if count_classes(model) > MOST_CLASSES:
-        got = count_classes(model)
+    if model.num_classes > MOST_CLASSES:
+        got = model.num_classes
         raise CommandError(f"--weights {weights}: a paletted PNG holds {MOST_CLASSES} classes, got {got}")
     return model.eval()
-
-
-def count_classes(model):
-    return model.classifier[-1].out_channels
 
 
 def find_photographs(paths, output):
@@ -190,21 +185,20 @@ def read_photograph(path):
             raise ValueError(f"not a readable image ({type(error).__name__}: {one_line(error)})") from error
 
 
-def network_input(photograph, size):
-    """float32 (1, 3, h, w), normalised as in training; the shorter side is `size`, or as it is if 0."""
+def network_input(photograph, size, preprocess):
+    """float32 (1, 3, h, w), what the network was trained with; the shorter side is `size`, or as it is if 0."""
     if size:
         shorter = min(photograph.size)
         sides = [side * size // shorter for side in photograph.size]
         photograph = photograph.resize(sides, Image.Resampling.BILINEAR)  # antialiased when it shrinks
-    pixels = torch.from_numpy(np.array(photograph)).permute(2, 0, 1).unsqueeze(0) / 255  # (1, 3, h, w)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    return (pixels - mean) / std
+    pixels = torch.from_numpy(np.array(photograph)).permute(2, 0, 1)  # (3, h, w)
+    return preprocess(pixels.unsqueeze(0))
 
 
 def label(model, photograph, size):
     """uint8 labels (H, W) at the photograph's size."""
     weight = next(model.parameters())
-    x = network_input(photograph, size).to(weight.device, weight.dtype)
+    x = network_input(photograph, size, model.preprocess).to(weight.device, weight.dtype)
     return model.predict(x, size=(photograph.height, photograph.width))[0].cpu()
 
 

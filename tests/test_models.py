@@ -1,6 +1,7 @@
 """Networks against torchvision's, with shared random weights."""
 
 import argparse
+import copy
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fastseg.models.conv_bn import conv_bn
 from fastseg.models.deeplabv3 import DeepLabHead
 from fastseg.models.fcn import FCNHead
 from fastseg.models.resnet import ResNet
+from fastseg.nn import AuxiliaryLoss, UpsampleCrossEntropyLoss
 
 segmentation = pytest.importorskip("torchvision.models.segmentation")
 resnet = pytest.importorskip("torchvision.models.resnet")
@@ -81,7 +83,7 @@ def test_torchvision_takes_our_weights(pair):
     assert list(ours.state_dict()) == list(theirs.state_dict())
 
 
-@pytest.mark.parametrize("name", models.list_models())
+@pytest.mark.parametrize("name", ["fcn_resnet50", "fcn_resnet101", "deeplabv3_resnet50", "deeplabv3_resnet101"])
 @pytest.mark.parametrize("classes", [21, 150])
 def test_same_layers_as_torchvision(name, classes):
     def layers(model):
@@ -154,6 +156,58 @@ def test_training(head):
     for key, parameter in model.named_parameters():
         assert parameter.grad.isfinite().all(), key
         assert parameter.grad.any(), key
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A network of few layers that behaves the same at every call."""
+    torch.manual_seed(0)
+    return vary_batch_norms(models.Segmenter(ResNet((1, 1, 1, 1)), FCNHead(2048, 5), FCNHead(1024, 5))).eval()
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+def test_small_logits_train_as_full_size_ones(small, dtype, tolerance):
+    model = copy.deepcopy(small).to(dtype)
+    images, target = torch.randn(2, 3, 33, 41, dtype=dtype), torch.randint(6, (2, 33, 41))
+    options = {"weight": torch.rand(5, dtype=dtype), "ignore_index": 5}
+
+    outputs = model(images, upsample=False)
+    assert [(name, y.shape) for name, y in outputs.items()] == [("out", (2, 5, 5, 6)), ("aux", (2, 5, 5, 6))]
+    loss = AuxiliaryLoss(UpsampleCrossEntropyLoss(**options))(outputs, target)
+    full = AuxiliaryLoss(nn.CrossEntropyLoss(**options))(model(images), target)
+    torch.testing.assert_close(loss, full, rtol=tolerance, atol=0)
+
+    parameters = dict(model.named_parameters())
+    grads = [torch.autograd.grad(value, list(parameters.values())) for value in (loss, full)]
+    for name, got, want in zip(parameters, *grads, strict=True):
+        assert (got - want).norm() <= tolerance * want.norm(), name
+
+
+def record_by_tracing(model, x):
+    traced = torch.jit.trace(model, x, strict=False)
+    return traced, str(traced.inlined_graph)
+
+
+def record_by_fx(model, x):
+    traced = torch.fx.symbolic_trace(model)
+    return traced, str(traced.graph)
+
+
+def record_by_export(model, x):
+    sides = {2: torch.export.Dim("height", min=16, max=128), 3: torch.export.Dim("width", min=16, max=128)}
+    program = torch.export.export(model, (x,), dynamic_shapes={"x": sides})
+    return program.module(), str(program.graph)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("record", [record_by_tracing, record_by_fx, record_by_export])
+def test_a_recorded_network_runs_without_fastseg(small, record):
+    model, graph = record(small, torch.randn(1, 3, 33, 33))
+    assert "conv" in graph
+    assert "fastseg::" not in graph and "ops.fastseg" not in graph
+    x = torch.randn(1, 3, 41, 25)
+    for name, logits in model(x).items():
+        torch.testing.assert_close(logits, small(x)[name])
 
 
 def test_without_aux():

@@ -10,6 +10,7 @@ import torch
 import fastseg
 from fastseg import models
 from fastseg.cli import main
+from fastseg.models.preprocess import CAFFE, IMAGENET
 
 Image = pytest.importorskip("PIL.Image")
 pytest.importorskip("rich")
@@ -40,7 +41,7 @@ def weights(tmp_path_factory):
     torch.manual_seed(0)
     model = models.get_model(MODEL, num_classes=5).eval()
     with torch.no_grad():
-        logits = model.logits(segment.network_input(blobs(), 33))  # (1, C, h, w)
+        logits = model.logits(segment.network_input(blobs(), 33, IMAGENET))  # (1, C, h, w)
         scale = 1 / logits.std((0, 2, 3))
         model.classifier[-1].weight.mul_(scale.view(-1, 1, 1, 1))
         model.classifier[-1].bias.sub_(logits.mean((0, 2, 3))).mul_(scale)
@@ -82,7 +83,7 @@ def test_labels_overlay_and_shares(run, weights):
 
     labels = Image.open("out/a_labels.png")
     assert (labels.mode, labels.size) == ("P", (61, 47))
-    x = segment.network_input(segment.read_photograph(path), 33)
+    x = segment.network_input(segment.read_photograph(path), 33, IMAGENET)
     assert x.shape == (1, 3, 33, 61 * 33 // 47)
     want = weights[1].predict(x, (47, 61))[0]
     assert want.unique().numel() > 1
@@ -142,14 +143,27 @@ def test_options(run, option):
 def test_size_0_keeps_the_size(run, weights):
     photograph("a.png", width=40, height=30)
     assert run("a.png", size=0)[0] == 0
-    x = segment.network_input(segment.read_photograph(Path("a.png")), 0)
+    x = segment.network_input(segment.read_photograph(Path("a.png")), 0, IMAGENET)
     assert x.shape == (1, 3, 30, 40)
     want = weights[1].predict(x)[0].numpy()
     assert (np.asarray(Image.open("out/a_labels.png")) == want).mean() > 0.99
 
 
+def test_a_network_gets_the_images_it_was_trained_with(run):
+    """FCN-AlexNet: BGR in 0..255 without the mean."""
+    model = models.get_model("fcn32s_alexnet", num_classes=5, fc_channels=8).eval()
+    torch.nn.init.normal_(model.score_fr.weight)
+    torch.save(model.state_dict(), "alexnet.pth")
+    photograph("a.png")
+    assert run("a.png", model="fcn32s_alexnet", weights="alexnet.pth")[0] == 0
+    x = segment.network_input(segment.read_photograph(Path("a.png")), 33, CAFFE)
+    assert x.min() < -20 and x.max() > 20
+    want = model.predict(x, (47, 61))[0].numpy()
+    assert (np.asarray(Image.open("out/a_labels.png")) == want).mean() > 0.99
+
+
 def test_input_is_normalised_rgb():
-    white = segment.network_input(Image.new("RGB", (4, 3), (255, 0, 255)), 0)
+    white = segment.network_input(Image.new("RGB", (4, 3), (255, 0, 255)), 0, IMAGENET)
     want = [(1 - 0.485) / 0.229, -0.456 / 0.224, (1 - 0.406) / 0.225]
     assert white[0, :, 1, 2].tolist() == pytest.approx(want, abs=1e-5)
 

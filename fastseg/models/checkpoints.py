@@ -62,8 +62,11 @@ def _read_safetensors(path):
 def factory_arguments(state_dict):
     """The keywords for the factory of these weights' network, such as {"num_classes": 21, "aux_loss": True}.
 
-    The last layer of "classifier" says how many classes; without one, "num_classes" is left out.
+    The last layer of "classifier", or "score_fr", says how many classes; without one, "num_classes" is left out. Where
+    weights of a SkipFCN come from shows in their shapes, but not for VGG.
     """
+    if "score_fr.weight" in state_dict:
+        return _skip_fcn_arguments(state_dict)
     layers = [
         match
         for name, tensor in state_dict.items()
@@ -74,6 +77,16 @@ def factory_arguments(state_dict):
         last = max(layers, key=lambda match: int(match[1]))[0]  # files need not keep the layers' order
         keywords["num_classes"] = state_dict[last].shape[0]  # (C, channels, 1, 1)
     return keywords
+
+
+def _skip_fcn_arguments(state_dict):
+    def first_side(name):
+        return state_dict[name].shape[0] if name in state_dict and state_dict[name].dim() else None
+
+    keywords = {"num_classes": first_side("score_fr.weight"), "fc_channels": first_side("fc6.weight")}
+    if "conv1.bn.weight" in state_dict or first_side("conv1.weight") == 64:  # GoogLeNet, AlexNet
+        keywords["source"] = "torchvision"
+    return {name: value for name, value in keywords.items() if value is not None}
 
 
 def load_weights(model, state_dict):

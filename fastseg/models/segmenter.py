@@ -6,7 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastseg.ops import upsample_argmax
+from fastseg.models.preprocess import IMAGENET
+from fastseg.ops import upsample_argmax, upsample_bilinear
+
+
+def upsampled(logits, size):
+    """Logits (N, C, h, w) -> (N, C, H, W), bilinearly.
+
+    A graph that is recorded by torch.export, torch.jit.trace or torch.fx gets PyTorch's own op, as it may run where
+    there is no fastseg.
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_exporting() or not isinstance(logits, torch.Tensor):
+        return F.interpolate(logits, size, mode="bilinear", align_corners=False)
+    return upsample_bilinear(logits, size)
 
 
 class Segmenter(nn.Module):
@@ -16,7 +28,8 @@ class Segmenter(nn.Module):
     classifier      features -> logits (N, C, h, w)
     aux_classifier  the same for the auxiliary loss, or None
 
-    Train with `model(x)`, label with `model.eval().predict(x)`: that never builds the logits at full size.
+    Train with `model(x, upsample=False)` and fastseg.nn.UpsampleCrossEntropyLoss, label with `model.eval().predict(x)`:
+    neither builds the logits at full size. `model(x)` does, for any other loss.
     """
 
     def __init__(self, backbone, classifier, aux_classifier=None):
@@ -24,15 +37,21 @@ class Segmenter(nn.Module):
         self.backbone = backbone
         self.classifier = classifier
         self.aux_classifier = aux_classifier
+        self.num_classes = classifier[-1].out_channels
+        self.preprocess = IMAGENET  # makes such images of RGB, as torchvision's published weights want them
 
-    def forward(self, x):
-        """Images (N, 3, H, W) -> OrderedDict of logits (N, C, H, W): "out"; "aux" with an aux_classifier."""
+    def forward(self, x, upsample=True):
+        """Images (N, 3, H, W) -> OrderedDict of logits (N, C, H, W): "out"; "aux" with an aux_classifier.
+
+        With upsample=False the logits are (N, C, h, w), at the resolution of their features.
+        """
         features = self.backbone(x, aux=self.aux_classifier is not None)
         logits = OrderedDict(out=self.classifier(features["out"]))
         if self.aux_classifier is not None:
             logits["aux"] = self.aux_classifier(features["aux"])
-        for name, low in logits.items():
-            logits[name] = F.interpolate(low, x.shape[-2:], mode="bilinear", align_corners=False)
+        if upsample is not False:  # torch.fx puts a stand-in for the argument, which has no truth value
+            for name, low in logits.items():
+                logits[name] = upsampled(low, x.shape[-2:])
         return logits
 
     def logits(self, x):

@@ -1,0 +1,153 @@
+"""FCN-32s, FCN-16s and FCN-8s: a classifier made convolutional, deconvolutions and skips (arXiv 1411.4038, 1605.06211).
+
+Names of layers are those of the authors' Caffe networks and of pytorch-fcn, whose weights load as they are. Factories
+are in fcn_vgg16.py, fcn_alexnet.py and fcn_googlenet.py.
+"""
+
+from collections import OrderedDict
+
+import torch
+from torch import nn
+
+from fastseg.models.bilinear_deconv import fill_bilinear_, is_bilinear, labels_through
+from fastseg.models.checkpoints import load_weights
+from fastseg.models.classifiers import classifier_weights
+from fastseg.models.coordinates import Coordinates, along, deconvolution, upsampling
+from fastseg.models.preprocess import CAFFE
+from fastseg.ops import upsample_argmax
+
+STRIDE = 32  # of a classifier's last map
+LAST = ("upscore", "upscore16", "upscore8")  # the last deconvolution, by the number of skips
+AT_ONCE_SCALES = (0.01, 0.0001)  # of the pooled maps, so that all layers can learn at one rate from the start
+
+
+def _deconv(channels, kernel, stride):
+    deconv = nn.ConvTranspose2d(channels, channels, kernel, stride, bias=False)
+    fill_bilinear_(deconv.weight)
+    return deconv
+
+
+def _fused(up, skip, offset):
+    """up + skip on the pixels that both have; pixel 0 of skip is pixel `offset` of up."""
+    if offset >= 0:
+        up = up[..., offset:, offset:]
+    else:
+        skip = skip[..., -offset:, -offset:]
+    skip = skip[..., : up.shape[-2], : up.shape[-1]]
+    return up[..., : skip.shape[-2], : skip.shape[-1]] + skip
+
+
+class SkipFCN(nn.Module):
+    """A fully convolutional network with 0, 1 or 2 skips from pooled maps: FCN-32s, FCN-16s, FCN-8s.
+
+    classifier   what vgg16(), alexnet() or googlenet() returned
+    at_once      scales the pooled maps, as networks do that were trained in one go rather than from one another
+    freeze_last  keeps the last deconvolution bilinear in training, as the paper does; the others learn from there
+
+    Classes start from zeros, so that a new skip changes nothing at first. Labels and logits have the size of the image,
+    whatever that is; `preprocess` makes such an image of RGB. Crops follow from the layers' coordinates.
+    """
+
+    def __init__(self, classifier, num_classes=21, skips=0, at_once=False, freeze_last=True):
+        super().__init__()
+        self.num_classes, self.skips = num_classes, skips
+        self.preprocess, self.smallest = classifier.preprocess, classifier.smallest
+        self.torchvision_names = classifier.torchvision_names
+        self.classifier_layers = tuple(classifier.layers)
+        position, positions = Coordinates(), {}
+        for name, layer in classifier.layers.items():
+            self.add_module(name, layer)
+            position = positions[name] = position.then(along(layer))
+
+        self.score_fr = nn.Conv2d(classifier.channels, num_classes, 1)
+        self.steps, stride, deconv = [], STRIDE, "upscore2"  # steps: deconvolution, skip, offset, scale
+        for (name, channels), scale in zip(list(classifier.skips.items())[:skips], AT_ONCE_SCALES, strict=False):
+            kernel, offset = upsampling(position, 2, positions[name])
+            self.add_module(deconv, _deconv(num_classes, kernel, 2))
+            self.add_module(f"score_{name}", nn.Conv2d(channels, num_classes, 1))
+            self.steps.append((deconv, name, offset, scale if at_once else 1))
+            position = positions[name] if offset >= 0 else position.then(deconvolution(kernel, 2))
+            deconv, stride = f"upscore_{name}", stride // 2
+        kernel, self.offset = upsampling(position, stride, Coordinates())
+        self.last = LAST[skips]
+        self.add_module(self.last, _deconv(num_classes, kernel, stride))
+        getattr(self, self.last).weight.requires_grad_(not freeze_last)
+        self._initialise()
+
+    def _initialise(self):
+        for name, layer in self.named_modules():
+            if isinstance(layer, nn.Conv2d):
+                if name.startswith("score_"):
+                    nn.init.zeros_(layer.weight)
+                else:
+                    nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
+    def forward(self, x):
+        """Images (N, 3, H, W) -> OrderedDict(out=logits (N, num_classes, H, W)), a view of slightly larger ones."""
+        logits = getattr(self, self.last)(self.scores(x))
+        (height, width), first = x.shape[-2:], self.offset
+        return OrderedDict(out=logits[..., first : first + height, first : first + width])
+
+    def scores(self, x):
+        """Images (N, 3, H, W) -> (N, num_classes, h, w) at the resolution of the finest skip, and reaching beyond the
+        image. Raises ValueError for an image that is too small."""
+        if self.smallest > 1 and min(x.shape[-2:]) < self.smallest:
+            wanted, got = (f"{a} by {b}" for a, b in ((self.smallest, self.smallest), x.shape[-2:]))
+            raise ValueError(f"SkipFCN: images must be at least {wanted} pixels for this classifier, got {got}")
+        skipped, pooled = {name for _, name, _, _ in self.steps}, {}
+        for name in self.classifier_layers:
+            x = getattr(self, name)(x)
+            if name in skipped:
+                pooled[name] = x
+        x = self.score_fr(x)
+        for deconv, name, offset, scale in self.steps:
+            skip = pooled.pop(name) if scale == 1 else pooled.pop(name) * scale
+            x = _fused(getattr(self, deconv)(x), getattr(self, f"score_{name}")(skip), offset)
+        return x
+
+    @torch.no_grad()
+    def predict(self, x, size=None):
+        """Images (N, 3, H, W) -> labels (N, H, W), or at `size` = (height, width) or one int for both.
+
+        Labels are uint8 up to 256 classes, else int32. While the last deconvolution is bilinear, they come from the
+        small scores, without the logits. Raises RuntimeError in training mode.
+        """
+        if self.training:
+            raise RuntimeError("predict: the model is in training mode; call model.eval() first")
+        sides = tuple(x.shape[-2:])
+        size = sides if size is None else (size, size) if isinstance(size, int) else tuple(size)
+        last = getattr(self, self.last)
+        if size == sides and is_bilinear(last):
+            return labels_through(self.scores(x), last.kernel_size[0], last.stride[0], self.offset, sides)
+        return upsample_argmax(self(x)["out"], size)
+
+    def load_classifier(self, state_dict):
+        """Starts from a classifier's ImageNet weights, torchvision's or under Caffe's names; classes stay as they are.
+
+        Returns the model. Raises ValueError unless all layers are there and fit, as checkpoints.load_weights does.
+        """
+        if self.preprocess == CAFFE and any(name.startswith("features.") for name in state_dict):
+            raise ValueError(
+                "load_classifier: these weights are torchvision's, build the network with source='torchvision'"
+            )
+        own = self.state_dict()
+        wanted = {name: tensor for name, tensor in own.items() if name.partition(".")[0] in self.classifier_layers}
+        others = {name: tensor for name, tensor in own.items() if name not in wanted}
+        return load_weights(self, others | classifier_weights(state_dict, self.torchvision_names, wanted))
+
+    def load_coarser(self, state_dict):
+        """Starts from the network with one skip fewer: FCN-16s from FCN-32s, FCN-8s from FCN-16s.
+
+        The new skip stays as it is, zeros in a new network, so that training starts from the coarser one's labels.
+        Returns the model. Raises ValueError unless everything else is there and fits.
+        """
+        if not self.steps:
+            raise ValueError("load_coarser: there is no network coarser than FCN-32s")
+        deconv, name, _, _ = self.steps[-1]
+        new = (deconv, f"score_{name}", self.last)
+        weights = {key: tensor for key, tensor in self.state_dict().items() if key.partition(".")[0] in new}
+        coarser = LAST[self.skips - 1]
+        shared = {key: tensor for key, tensor in state_dict.items() if key.partition(".")[0] != coarser}
+        return load_weights(self, shared | weights)

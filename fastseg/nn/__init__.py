@@ -1,0 +1,5 @@
+"""Modules with PyTorch's arguments and state dicts. A forward is one call of an op."""
+
+from fastseg.nn.upsample import AuxiliaryLoss, UpsampleBilinear, UpsampleCrossEntropyLoss
+
+__all__ = ["AuxiliaryLoss", "UpsampleBilinear", "UpsampleCrossEntropyLoss"]
