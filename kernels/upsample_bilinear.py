@@ -218,7 +218,7 @@ def upsample_bilinear_backward(grad, size, align_corners, channels_last):
 
 
 def launches():
-    """(what, *plan) of every launch that the configs can choose, and of each dtype and layout, for the compile gates."""
+    """(what, *plan) of every launch that configs can choose, and of each dtype and layout, for the compile gates."""
     layouts = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
     def both(layout, shape, size, dtype=torch.float32, align_corners=False):

@@ -29,25 +29,25 @@ def test_every_kernel_meets_every_sanitizer(a_gpu):
     names = [name for name, _, _ in gpu.steps(Path("out"))]
     assert names[0] == "tests" and names[-1] == "bench"
     wanted = {
-        f"{tool} {op} {backend}" for tool in gpu.SANITIZERS for op in dispatch.ops() for backend in ("native", "triton")
+        f"{tool} {op} {backend}" for tool in gpu.SANITIZERS for op in gpu.rooms() for backend in ("native", "triton")
     }
     assert set(names[1:-1]) == wanted
 
 
 def test_the_case_for_the_sanitizers_exists(a_gpu):
     """The -k expression selects tests; "cpu" stands in for the GPU that is not here."""
-    for name in dispatch.ops():
+    for name in gpu.rooms():
         chosen = f"{gpu.first_case(name)} and reference and cpu"
-        command = [sys.executable, "-m", "pytest", "-q", "--collect-only", f"tests/test_{dispatch.room(name)}.py"]
+        command = [sys.executable, "-m", "pytest", "-q", "--collect-only", f"tests/test_{name}.py"]
         said = subprocess.run([*command, "-k", chosen], capture_output=True, text=True).stdout
-        assert "test_best_class[x8-half_pixel-reference-cpu]" in said
+        assert "[x8-half_pixel" in said and "reference-cpu]" in said
 
 
 def test_a_missing_kernel_ends_it_before_it_begins(a_gpu, tmp_path, monkeypatch):
     """Or a run without the kernels that it is for would look well."""
     monkeypatch.setattr(dispatch, "missing", lambda name, backend, device: "not built" if backend == "native" else None)
     monkeypatch.setattr(sys, "argv", ["gpu", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="upsample_argmax has no native kernel here: not built"):
+    with pytest.raises(SystemExit, match="has no native kernel here: not built"):
         gpu.main()
 
 

@@ -11,7 +11,7 @@ ROOMS = {dispatch.room(name) for name in dispatch.ops()}
 # What several ops share, by folder. Everything else bears the name of an op.
 SHARED = {
     "kernels": {"__init__", "bilinear"},
-    "csrc/cpu": {"parallel", "simd"},
+    "csrc/cpu": {"parallel", "simd", "spans", "vector_math"},
     "csrc/cuda": {"device", "launch"},
     "fastseg/ops": {"__init__", "layout"},
 }

@@ -33,19 +33,28 @@ def reference(input, size, align_corners, channels_last):
 
 def backward_reference(grad, size, align_corners, channels_last):
     wide = _widened(grad)
-    rows = _weights(size[0], grad.shape[2], align_corners, wide)
-    columns = _weights(size[1], grad.shape[3], align_corners, wide)
-    return laid_out((rows.T @ wide @ columns).to(grad.dtype), channels_last)
+    wide = _gathered(wide, 2, size[0], align_corners)
+    wide = _gathered(wide, 3, size[1], align_corners)
+    return laid_out(wide.to(grad.dtype), channels_last)
+
+
+def _gathered(grad, axis, n_in, align_corners):
+    """The gradient along one axis, n_in long: every output gives to its two inputs, and to no other, were it NaN."""
+    n_out = grad.shape[axis]
+    o = torch.arange(n_out, dtype=grad.dtype, device=grad.device)
+    if align_corners:
+        source = o * ((n_in - 1) / (n_out - 1) if n_out > 1 else 0.0)
+    else:
+        source = ((o + 0.5) * (n_in / n_out) - 0.5).clamp_min(0)
+    low = source.long().clamp_max(n_in - 1)
+    high = (low + (n_in != n_out)).clamp_max(n_in - 1)
+    t = (source - low).clamp(0, 1).view([-1 if i == axis else 1 for i in range(4)])
+    shape = [n_in if i == axis else n for i, n in enumerate(grad.shape)]
+    return grad.new_zeros(shape).index_add(axis, low, (1 - t) * grad).index_add(axis, high, t * grad)
 
 
 def _widened(x):
     return x if x.dtype == torch.float64 else x.float()
-
-
-def _weights(n_in, n_out, align_corners, like):
-    """U (n_out, n_in): row y holds the weights that output y gives to the inputs."""
-    identity = torch.eye(n_in, dtype=like.dtype, device=like.device)[None, None]
-    return F.interpolate(identity, (n_out, n_in), mode="bilinear", align_corners=align_corners)[0, 0]
 
 
 def why_not(backend, tensor, size, align_corners, channels_last):

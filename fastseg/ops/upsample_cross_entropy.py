@@ -54,7 +54,7 @@ def reference(input, target, weight, ignore_index, label_smoothing, align_corner
 def backward_reference(grad, input, target, weight, ignore_index, label_smoothing, align_corners):
     logits = _upsampled(input, target, align_corners)
     weight = logits.new_ones(logits.shape[1]) if weight is None else weight.to(logits.dtype)
-    valid = target != ignore_index
+    valid = target.long() != ignore_index
     target_part = (1 - label_smoothing) * _pixel_weight(target, weight, ignore_index)
     smooth_part = label_smoothing / logits.shape[1] * valid.to(logits.dtype)
     of_logits = (target_part + smooth_part * weight.sum())[:, None] * logits.softmax(1)
@@ -72,11 +72,11 @@ def _upsampled(input, target, align_corners):
 
 def _classes(target, ignore_index):
     """Targets as indices, 0 for ignored ones."""
-    return torch.where(target == ignore_index, 0, target.long())
+    return torch.where(target.long() == ignore_index, 0, target.long())
 
 
 def _pixel_weight(target, weight, ignore_index):
-    return torch.where(target == ignore_index, 0, weight[_classes(target, ignore_index)])
+    return torch.where(target.long() == ignore_index, 0, weight[_classes(target, ignore_index)])
 
 
 def why_not(backend, input, target, *args):
@@ -115,6 +115,8 @@ class _Reduced(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_loss, *_):
+        if grad_loss is None:
+            return (None,) * 8
         total_weight, grad = ctx.saved_tensors
         if ctx.mean:  # all pixels ignored: the loss is nan, but as in F.cross_entropy the gradient is 0
             grad_loss = torch.where(total_weight == 0, 0, grad_loss / total_weight)

@@ -2,6 +2,8 @@
 // stands for the 65535 that a grid may be high and deep. Empty arrays stand for null.
 #include "cuda/upsample_cross_entropy.cuh"
 
+#include <numeric>
+
 #include "driver.h"
 
 using namespace fastseg;
@@ -33,34 +35,32 @@ LossProblem problem_of(const Array& input, const Array& target, const Array& wei
 
 }  // namespace
 
-// sizes[0]: partial sums of the loss; sizes[1]: floats of the gradient by the corners of cells.
-DRIVER sizes(const Array& input, const Array& target, int64_t align_corners, int64_t most_blocks, const Array& sizes) {
-  const Array none{};
-  const LossProblem problem = problem_of(input, target, none, none, 0, 0.0, align_corners);
-  with_team(problem.classes,
-            [&](auto team) { sizes.as<int64_t>()[0] = warps_of(loss_shape(problem, team.kPerWarp, most_blocks)); });
-  sizes.as<int64_t>()[1] = problem.cell(problem.images, 0, 0);
-  return nullptr;
-}
-
+// The sum or map of the loss and total_weight, unless `loss` is empty; and the gradient, unless `grad` is.
 DRIVER upsample_cross_entropy(const Array& input,   // (N, h, w, C)
                               const Array& target,  // (N, H, W)
-                              const Array& weight, const Array& upstream, const Array& loss, const Array& loss_sums,
-                              const Array& weight_sums, const Array& sums, const Array& grad, int64_t ignore_index,
-                              double label_smoothing, int64_t align_corners, int64_t most_blocks) {
+                              const Array& weight, const Array& upstream, const Array& loss, const Array& total_weight,
+                              const Array& grad, int64_t ignore_index, double label_smoothing, int64_t align_corners,
+                              int64_t reduce, int64_t most_blocks) {
   const LossProblem problem = problem_of(input, target, weight, upstream, ignore_index, label_smoothing, align_corners);
+  std::vector<float> loss_sums, weight_sums, sums(floats(grad) ? problem.cell(problem.images, 0, 0) : 0, NAN);
   return cuda_on_cpu::report([&] {
     cuda_on_cpu::with_type<float, __half, __nv_bfloat16>(input, [&](auto* logits) {
       with_team(problem.classes, [&](auto team) {
         const LaunchShape shape = loss_shape(problem, team.kPerWarp, most_blocks);
+        if (floats(loss)) weight_sums.assign(warps_of(shape), NAN);
+        if (floats(loss) && reduce) loss_sums.assign(warps_of(shape), NAN);
         cuda_on_cpu::launch({shape.grid, shape.threads},
                             upsample_cross_entropy_kernel<std::remove_pointer_t<decltype(logits)>, decltype(team)>,
-                            logits, problem, floats(loss), floats(loss_sums), floats(weight_sums), floats(sums));
+                            logits, problem, reduce ? nullptr : floats(loss), loss_sums.data(), weight_sums.data(),
+                            sums.data());
       });
     });
+    auto total = [](const std::vector<float>& of) { return float(std::accumulate(of.begin(), of.end(), 0.0)); };
+    if (floats(loss)) *floats(total_weight) = total(weight_sums);
+    if (floats(loss) && reduce) *floats(loss) = total(loss_sums);
     if (!floats(grad)) return;
     const LaunchShape shape = gather_shape(problem, most_blocks);
-    cuda_on_cpu::launch({shape.grid, shape.threads}, upsample_cross_entropy_gather_kernel, floats(sums), floats(grad),
+    cuda_on_cpu::launch({shape.grid, shape.threads}, upsample_cross_entropy_gather_kernel, sums.data(), floats(grad),
                         problem);
   });
 }
