@@ -195,14 +195,14 @@ struct Taken {
   static constexpr int kCount = kAtOnce<T, kVectors>;
   T values[kCount];
 
-  __device__ __forceinline__ void load(const T* const (&from)[kVectors ? 1 : kCount], int64_t offset) {
+  __device__ __forceinline__ void load(const T* from, const int (&offsets)[kVectors ? 1 : kCount]) {
     if constexpr (kVectors) {
-      const auto elements = Elements<T, kCount>::load(from[0] + offset);
+      const auto elements = Elements<T, kCount>::load(from + offsets[0]);
 #pragma unroll
       for (int j = 0; j < kCount; ++j) values[j] = elements.values[j];
     } else {
 #pragma unroll
-      for (int j = 0; j < kCount; ++j) values[j] = from[j][offset];
+      for (int j = 0; j < kCount; ++j) values[j] = from[offsets[j]];
     }
   }
 };
@@ -216,12 +216,12 @@ __device__ __forceinline__ void add_up_rows(const T* __restrict__ grad, int64_t 
                                             const Axis& rows, const Outputs& read_by, int first_row, int held_rows,
                                             int held, int held_channels, int first, int apart, float* sums, int pitch) {
   constexpr int kCount = kAtOnce<T, kVectors>;
-  constexpr int kAhead = 3;  // as many as the registers hold
-  const T* from[kVectors ? 1 : kCount];
+  constexpr int kAhead = kCount == 8 ? 2 : 3;  // as many as the registers hold
+  int offsets[kVectors ? 1 : kCount];  // small: a tile of many channels is few columns wide
 #pragma unroll
   for (int j = 0; j < (kVectors ? 1 : kCount); ++j) {
     const int i = min(first + j * apart, held - 1);  // past the end: again the last, not kept
-    from[j] = grad + i / held_channels * channels + i % held_channels;
+    offsets[j] = i / held_channels * int(channels) + i % held_channels;
   }
   auto keep = [&](int row, const float (&values)[kCount]) {
     if (row < first_row || row >= first_row + held_rows) return;
@@ -251,7 +251,7 @@ __device__ __forceinline__ void add_up_rows(const T* __restrict__ grad, int64_t 
     Taken<T, kVectors> taken[kAhead];
 #pragma unroll
     for (int i = 0; i < kAhead; ++i)
-      if (y + i < read_by.end) taken[i].load(from, (y + i) * grad_pitch);
+      if (y + i < read_by.end) taken[i].load(grad + (y + i) * grad_pitch, offsets);
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) {
       if (y + i >= read_by.end) break;

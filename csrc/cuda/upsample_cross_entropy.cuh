@@ -77,9 +77,8 @@ inline Spans loss_spans(const Axis& axis) {
 }
 
 // Lanes that share the classes of a pixel, how many each holds, and whether there are more, which then come in turns.
-template <int kLanes_, int kPerLane_, int kBlocks_ = 1, bool kInTurns_ = false>
+template <int kLanes_, int kPerLane_, bool kInTurns_ = false>
 struct Team {
-  static constexpr int kBlocks = kBlocks_;
   static constexpr int kLanes = kLanes_, kPerLane = kPerLane_, kClasses = kLanes * kPerLane;
   static constexpr int kPerWarp = kWarp / kLanes;
   static constexpr bool kInTurns = kInTurns_;
@@ -107,7 +106,7 @@ void with_team(int64_t classes, F&& f) {
   if (classes <= 64) return f(Team<16, 4>());
   if (classes <= 160) return f(Team<32, 5>());
   if (classes <= 192) return f(Team<32, 6>());
-  f(Team<32, 6, 1, true>());
+  f(Team<32, 6, true>());
 }
 
 // x: column spans; y: row spans; z: images.
@@ -191,8 +190,9 @@ struct Held {
     return first + j * Team::kLanes < problem.classes;
   }
 
-  __device__ __forceinline__ float smooth_share(const LossProblem& problem, int j) const {  // e / C w[k]
-    return problem.smooth_share * problem.weight_of(min(first + j * Team::kLanes, problem.classes - 1));
+  // e / C w[k], or 0 past the last class.
+  __device__ __forceinline__ float smooth_share(const LossProblem& problem, int j) const {
+    return has(problem, j) ? problem.smooth_share * problem.weight_of(first + j * Team::kLanes) : 0.0f;
   }
 
   __device__ __forceinline__ void interpolate(const Pixel& pixel, float (&z)[Team::kPerLane]) const {
@@ -205,15 +205,20 @@ struct Held {
                                                const float (&exponentials)[Team::kPerLane], float factor,
                                                float (&sums)[Team::kPerLane][4]) const {
     const int own = pixel.label - first;
+    float gradient[Team::kPerLane];
 #pragma unroll
     for (int j = 0; j < Team::kPerLane; ++j) {
-      float gradient = factor * exponentials[j];
-      if (own == j * Team::kLanes) gradient -= pixel.target_part;
-      if (problem.smooth_share != 0.0f) gradient -= pixel.upstream * smooth_share(problem, j);
+      gradient[j] = factor * exponentials[j];
+      if (own == j * Team::kLanes) gradient[j] -= pixel.target_part;
+    }
+    if (problem.smooth_share != 0.0f)
+#pragma unroll
+      for (int j = 0; j < Team::kPerLane; ++j) gradient[j] -= pixel.upstream * smooth_share(problem, j);
+#pragma unroll
+    for (int j = 0; j < Team::kPerLane; ++j)
 #pragma unroll
       for (int corner = 0; corner < 4; ++corner)
-        sums[j][corner] = fmaf(pixel.corner_weights[corner], gradient, sums[j][corner]);
-    }
+        sums[j][corner] = fmaf(pixel.corner_weights[corner], gradient[j], sums[j][corner]);
   }
 
   // Writes the sums of the corners, or adds them to what this lane wrote before.
@@ -290,7 +295,7 @@ __device__ __forceinline__ Pixel make_pixel(const LossProblem& problem, int64_t 
 
 // `loss` (N, H, W), `loss_sums` and `weight_sums` (one float per warp) and `sums` (see LossProblem) may be null.
 template <typename T, typename Team>
-__global__ void __launch_bounds__(kLossThreads, Team::kBlocks)
+__global__ void __launch_bounds__(kLossThreads)
     upsample_cross_entropy_kernel(const T* __restrict__ input,  // (N, h, w, C), dense
                                   LossProblem problem, float* __restrict__ loss, float* __restrict__ loss_sums,
                                   float* __restrict__ weight_sums, float* __restrict__ sums) {
