@@ -283,3 +283,17 @@ def test_autocast_func_grad_and_inference_mode():
 def test_wrong_arguments(arguments, error, says):
     with pytest.raises(error, match=f"upsample_bilinear: .*{says}"):
         upsample_bilinear(*arguments)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_function_transforms():
+    """vmap keeps the gradient. torch.compile knows no Function with a forward-mode derivative, so there is none: an
+    error, not a tangent of zero."""
+    x = torch.randn(1, 3, 4, 5)
+    with pytest.raises(RuntimeError, match="jvp|forward"):
+        torch.func.jvp(lambda x: upsample_bilinear(x, (7, 9)), (x,), (x,))
+    many = torch.randn(3, 1, 2, 4, 5, requires_grad=True)
+    mapped = torch.vmap(lambda x: upsample_bilinear(x, (7, 9)))(many)
+    assert torch.equal(mapped[1], upsample_bilinear(many[1], (7, 9)))
+    mapped.sum().backward()
+    assert torch.equal(many.grad[0], many.grad[2]) and many.grad.sum().item() == pytest.approx(3 * 2 * 63, rel=1e-5)

@@ -346,14 +346,11 @@ def test_random_shapes(shape, size, weighted, dtype, target_dtype, how):
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
 def test_gradcheck(reduction):
-    """In float64, which runs the reference, through the public function; and there is no second derivative."""
+    """In float64, which runs the reference, through the public function."""
     x, target = logits_and_target((2, 3, 3, 2), (5, 7))
     x, weight = x.double().requires_grad_(), torch.rand(3)
     ours, _ = functions(target, weight, label_smoothing=0.2, reduction=reduction)
     assert torch.autograd.gradcheck(ours, x)
-    (grad,) = torch.autograd.grad(ours(x).sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="does not require grad|once_differentiable"):
-        grad.sum().backward()
 
 
 @each_place(OP)
@@ -494,3 +491,30 @@ def test_a_network_learns_as_with_pytorch(backend, device):
     assert ours[0] == again[0] and torch.equal(ours[1], again[1])
     assert ours[0] == pytest.approx(theirs, rel=1e-4)
     assert sum(ours[0][-5:]) < 0.6 * sum(ours[0][:5]), "it did not learn"
+
+
+@pytest.mark.parametrize("reduction", ("mean", "none"))
+def test_a_second_derivative_is_refused(reduction):
+    """It must not count as zero: neither in a penalty on the gradient nor as a forward-mode tangent."""
+    x, target = torch.randn(1, 3, 4, 4, requires_grad=True), torch.randint(0, 3, (1, 8, 8))
+    loss = upsample_cross_entropy(x, target, reduction=reduction).sum()
+    (grad,) = torch.autograd.grad(loss, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="cannot be differentiated"):
+        (loss + grad.pow(2).sum()).backward()
+    with pytest.raises(RuntimeError, match="jvp|forward"):
+        torch.func.jvp(lambda x: upsample_cross_entropy(x, target, reduction=reduction), (x.detach(),), (x.detach(),))
+
+
+@each_place(OP)
+def test_an_infinite_weight_of_an_absent_class(backend, device):
+    """As inverse frequencies give it."""
+    x, target = torch.randn(1, 3, 3, 3), torch.randint(1, 3, (1, 17, 17))
+    target[0, :3] = -100
+    finite, infinite = (torch.tensor([first, 1.0, 2.0], device=device) for first in (5.0, float("inf")))
+    results = []
+    for weight in (finite, infinite):
+        given = x.to(device).requires_grad_()
+        with fastseg.use_backend(backend):
+            loss = upsample_cross_entropy(given, target.to(device), weight)
+            results.append((loss.detach(), *torch.autograd.grad(loss, given)))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

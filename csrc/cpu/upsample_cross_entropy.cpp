@@ -10,9 +10,10 @@
 // columns and put into the task's own patch. At the end every input pixel adds up the patches that cover it, in order:
 // the result does not depend on the number of threads.
 //
-// Memory: three to four times the low-resolution logits in float32. Reads each target once.
+// Memory: the low-resolution logits in float32 four times at scale 8, six times at 32. Reads each target once.
 // Precision: float32 (base-2 exponentials), loss sums in float64. Outputs whose sum of exponentials or whose target's
-// exponential would underflow, and those near inf or NaN, are computed again in the arithmetic of F.cross_entropy.
+// exponential would underflow, and those near inf or NaN, are computed again in the arithmetic of F.cross_entropy, one
+// by one: logits in the hundreds, or a class masked by -inf, take two to three times as long.
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -210,7 +211,7 @@ FASTSEG_CLONES bool read_targets(const Target* targets, int64_t stride, int64_t 
     outputs.counts[lane] = kept & is_class ? 1.0f : 0.0f;
   }
   for (int64_t lane = 0; lane < kWide; ++lane)
-    outputs.weight[lane] = outputs.counts[lane] * problem.weight[outputs.label[lane]];
+    outputs.weight[lane] = outputs.counts[lane] != 0 ? problem.weight[outputs.label[lane]] : 0.0f;
   for (int64_t lane = 0; any_wrong && lane < kWide; ++lane)
     if (labels[lane] != problem.ignore_index && outputs.counts[lane] == 0) wrong = labels[lane];
   return any;
@@ -544,7 +545,8 @@ Sums dispatch(const Tensor& input, const Tensor& target, const std::optional<Ten
                   0.0f,
                   classes + (label_smoothing != 0)};
   if (weight) std::copy_n(weight->const_data_ptr<float>(), classes, problem.weight.begin());
-  for (float w : problem.weight) problem.weight_sum += w;
+  if (problem.smooth_share != 0)  // a class that never occurs may have a weight of inf
+    for (float w : problem.weight) problem.weight_sum += w;
   Sums sums;
   with_type<float, Half, BFloat16>(input.scalar_type(), [&](auto logit) {
     with_type<int64_t, int32_t, uint8_t>(target.scalar_type(), [&](auto label) {

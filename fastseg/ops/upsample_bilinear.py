@@ -72,6 +72,8 @@ _backward_op = dispatch.register(BACKWARD, backward_reference, why_not=why_not)
 
 
 class _Upsample(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(input, size, align_corners, channels_last):
         return _op(input, size, align_corners, channels_last)
@@ -79,15 +81,17 @@ class _Upsample(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         input, _, *ctx.how = inputs
-        ctx.size = input.shape[2:]
+        ctx.input_size = input.shape[2:]
 
     @staticmethod
     def backward(ctx, grad):
-        return _Gather.apply(grad, ctx.size, *ctx.how), None, None, None
+        return _Gather.apply(grad, ctx.input_size, *ctx.how), None, None, None
 
 
 class _Gather(torch.autograd.Function):
     """The transpose of _Upsample: linear too, so each is the other's gradient."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(grad, size, align_corners, channels_last):
@@ -96,11 +100,11 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         grad, _, *ctx.how = inputs
-        ctx.size = grad.shape[2:]
+        ctx.grad_size = grad.shape[2:]
 
     @staticmethod
     def backward(ctx, grad):
-        return _Upsample.apply(grad, ctx.size, *ctx.how), None, None, None
+        return _Upsample.apply(grad, ctx.grad_size, *ctx.how), None, None, None
 
 
 def upsample_bilinear(input, size, align_corners=False):
@@ -120,7 +124,4 @@ def upsample_bilinear(input, size, align_corners=False):
     sides = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(sides) != 2 or not all(isinstance(side, (int, torch.SymInt)) and side >= 1 for side in sides):
         raise ValueError(f"upsample_bilinear: size must be an int or two, (H, W), from 1 on, got {size!r}")
-    arguments = input, sides, align_corners, is_channels_last(input)
-    if torch.is_grad_enabled() and input.requires_grad:
-        return _Upsample.apply(*arguments)
-    return _op(*arguments)
+    return _Upsample.apply(input, sides, align_corners, is_channels_last(input))
