@@ -36,7 +36,9 @@ def backward_config(channels_last, width, cell_width):
     """
     taps = min(triton.next_power_of_2(2 * cell_width), 64)
     block_c = 32 if channels_last else 2048 // taps // (32 if width > 8 else 4)
-    return {"TAPS": taps, "BLOCK_C": block_c, "BLOCK_X": 2048 // taps // block_c, "num_warps": 4}
+    block_x = 2048 // taps // block_c
+    # Left alone, ptxas stops at 128 registers for one of the shapes and spills.
+    return {"TAPS": taps, "BLOCK_C": block_c, "BLOCK_X": block_x, "num_warps": 4, "maxnreg": 255}
 
 
 # The sizes along the axes are not specialised, as in upsample_argmax. `channels` is: whole vectors are only loaded
