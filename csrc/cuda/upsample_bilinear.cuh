@@ -217,7 +217,7 @@ __device__ __forceinline__ void add_up_rows(const T* __restrict__ grad, int64_t 
                                             int held, int held_channels, int first, int apart, float* sums, int pitch) {
   constexpr int kCount = kAtOnce<T, kVectors>;
   constexpr int kAhead = kCount == 8 ? 2 : 3;  // as many as the registers hold
-  int offsets[kVectors ? 1 : kCount];  // small: a tile of many channels is few columns wide
+  int offsets[kVectors ? 1 : kCount];          // small: a tile of many channels is few columns wide
 #pragma unroll
   for (int j = 0; j < (kVectors ? 1 : kCount); ++j) {
     const int i = min(first + j * apart, held - 1);  // past the end: again the last, not kept
