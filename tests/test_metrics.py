@@ -2,6 +2,9 @@
 
 import doctest
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -82,19 +85,30 @@ def test_merge():
         first.merge(ConfusionMatrix(5))
 
 
-def count_in_a_process(rank, store, results):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    matrix = ConfusionMatrix(3)
-    matrix.update(torch.tensor([0, 1]), torch.tensor([0, 2 * rank]))
-    torch.save(matrix.all_reduce().counts, f"{results}{rank}")
-    torch.distributed.destroy_process_group()
+# Its arguments: rank, a file to meet in, and what the name of the result begins with.
+COUNT_IN_A_PROCESS = """
+import sys
+import torch
+from fastseg.metrics import ConfusionMatrix
+
+rank, store, results = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+matrix = ConfusionMatrix(3)
+matrix.update(torch.tensor([0, 1]), torch.tensor([0, 2 * rank]))
+torch.save(matrix.all_reduce().counts, f"{results}{rank}")
+torch.distributed.destroy_process_group()
+"""
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 def test_all_reduce(tmp_path):
-    torch.multiprocessing.start_processes(
-        count_in_a_process, (str(tmp_path / "store"), str(tmp_path / "counts")), nprocs=2, start_method="spawn"
-    )
+    command = [sys.executable, "-c", COUNT_IN_A_PROCESS]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    processes = [
+        subprocess.Popen([*command, str(rank), tmp_path / "store", tmp_path / "counts"], env=environment)
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
     for rank in range(2):
         assert torch.load(tmp_path / f"counts{rank}").tolist() == [[2, 1, 0], [0, 0, 0], [0, 1, 0]]
 
