@@ -32,12 +32,13 @@ _ops = {}
 forced = os.environ.get("FASTSEG_BACKEND") or None  # the one backend that use_backend allows
 
 
-def register(schema, reference, *, composed=None, native=("cpu", "cuda"), triton=True, why_not=None):
+def register(schema, reference, *, composed=None, native=("cpu", "cuda"), triton=True, why_not=None, simplify=None):
     """Define op `fastseg::<name>` from its schema, tell the table what can run it, and return the op.
 
     The Triton implementation is the function of the op's name in kernels/<room>.py, where the room is the module that
     defines `reference`. `reference` also serves as the fake kernel: all implementations return what it returns, strides
     included. `why_not(backend, *args)` says why a backend cannot run one call (dtype, size), or returns None.
+    `simplify(*args)` returns the arguments of a cheaper call with the same result, where the values allow one.
     """
     name = schema.split("(")[0]
     tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
@@ -49,6 +50,7 @@ def register(schema, reference, *, composed=None, native=("cpu", "cuda"), triton
         "native": native,
         "triton": triton,
         "why_not": why_not or (lambda backend, *args: None),
+        "simplify": simplify or (lambda *args: args),
     }
     for device in ORDER:
         _public.impl(name, functools.partial(_run, name, device), device.upper())
@@ -140,6 +142,7 @@ def choose(name, device, *args):
 
 
 def _run(name, device, *args):
+    args = _ops[name]["simplify"](*args)
     backend, reasons = choose(name, device, *args)
     if backend is None:
         every = {b: reasons.get(b) or missing(name, b, device) or "not asked for" for b in (*BACKENDS, *reasons)}

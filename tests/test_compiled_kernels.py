@@ -22,13 +22,29 @@ KERNELS = Path(__file__).parent.parent / "bench/KERNELS.md"
 MUST_HOLD = {
     # Its logits come from L1, read again and again by neighbouring cells: a warp reads 128 consecutive bytes per load.
     "upsample_argmax_kernel": (),
-    # NCHW variants read along rows whose starts are not aligned, so not every variant can load 16 bytes.
+    # NCHW variants read along rows whose starts are not aligned, so not every variant can load 16 bytes; those that can
+    # are asked below.
     "upsample_bilinear_kernel": (),
     "upsample_bilinear_backward_kernel": (),
     # Bound by exponentials.
     "upsample_cross_entropy_kernel": (),
     # Reads sums that are a hundredth of what the kernel above computes.
     "upsample_cross_entropy_gather_kernel": (),
+    # CUDA C++. float32 is not rounded to TF32, so FMA units multiply it.
+    "deconv2d_fma_kernel": ("wide_loads",),
+    "deconv2d_mma_kernel": ("HMMA", "wide_loads"),
+    # Reads any strides; its stores are what is wide.
+    "deconv2d_pack_kernel": (),
+    # Reads the few sums that a product is cut into.
+    "deconv2d_sum_kernel": (),
+    # One element at a time for the contiguous format; else, and forward only, 16 bytes.
+    "deconv2d_depthwise_kernel": (),
+    "deconv2d_depthwise_backward_input_kernel": (),
+    "deconv2d_depthwise_backward_weight_kernel": (),
+    # Triton. Tensor cores multiply all but IEEE float32, as is asked below.
+    "deconv2d_kernel": (),
+    "deconv2d_backward_input_kernel": (),
+    "deconv2d_backward_weight_kernel": (),
 }
 
 pytestmark = pytest.mark.skipif(resources.cuobjdump() is None, reason="no cuobjdump to read machine code with")
@@ -85,6 +101,21 @@ def test_the_expected_instructions(rows):
     for row in rows:
         for instruction in MUST_HOLD[row["kernel"]]:
             assert row[instruction] > 0, f"{row['kernel']} on sm_{row['arch']} {row['launch']} lacks {instruction}"
+
+
+def test_dense_channels_are_loaded_by_16_bytes(triton):
+    """By the bilinear kernels, which memory bounds, where a pixel's channels are whole vectors."""
+    rows = [row for row in triton if row["launch"].startswith("channels_last 64 channels")]
+    assert {row["kernel"] for row in rows} == {"upsample_bilinear_kernel", "upsample_bilinear_backward_kernel"}
+    assert [row for row in rows if row["wide_loads"] == 0] == []
+
+
+def test_tensor_cores_multiply(triton):
+    """In every product of deconv2d's Triton kernels but those of IEEE float32."""
+    products = {"deconv2d_kernel", "deconv2d_backward_input_kernel", "deconv2d_backward_weight_kernel"}
+    rows = [row for row in triton if row["kernel"] in products and re.search("float16|tf32", row["launch"])]
+    assert {row["kernel"] for row in rows} == products
+    assert [row for row in rows if row[{"80": "HMMA", "90": "HGMMA"}[row["arch"]]] == 0] == []
 
 
 def test_the_page_is_not_stale(cuda, triton):

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg import models
-from fastseg.models.bilinear_deconv import bilinear_kernel, fill_bilinear_, is_bilinear, labels_through
+from fastseg.models.bilinear_deconv import is_bilinear, labels_through
 from fastseg.models.checkpoints import factory_arguments
 from fastseg.models.coordinates import Coordinates, along, deconvolution, upsampling
 from fastseg.models.preprocess import CAFFE, IMAGENET, SIGNED
+from fastseg.nn.deconv import bilinear_kernel, fill_bilinear_
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -254,7 +255,7 @@ def test_bilinear_kernel(size):
     factor = (size + 1) // 2
     center = factor - 1 if size % 2 else factor - 0.5
     row = torch.tensor([1 - abs(x - center) / factor for x in range(size)], dtype=torch.float64)
-    assert torch.equal(bilinear_kernel(size).double(), row[:, None] * row)
+    assert torch.equal(bilinear_kernel(size, size).double(), row[:, None] * row)
     deconv = nn.ConvTranspose2d(3, 3, size, factor, bias=False)
     fill_bilinear_(deconv.weight)
     assert is_bilinear(deconv)
@@ -493,5 +494,9 @@ def test_graphs():
     batch = {0: torch.export.Dim("batch", min=1, max=64)}
     exported = torch.export.export(model, (torch.randn(3, 3, 40, 50),), dynamic_shapes={"x": batch}).module()
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    for graph in (exported, compiled, torch.fx.symbolic_trace(model), copy.deepcopy(model)):
+    traced = torch.jit.trace(model, x, strict=False)
+    assert not any(
+        "fastseg::" in str(g) or "fastseg.deconv2d" in str(g) for g in (exported.graph, traced.inlined_graph)
+    )
+    for graph in (exported, compiled, traced, torch.fx.symbolic_trace(model), copy.deepcopy(model)):
         torch.testing.assert_close(graph(x)["out"], want, rtol=1e-4, atol=1e-4)

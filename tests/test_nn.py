@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fastseg
-from fastseg.nn import AuxiliaryLoss, UpsampleBilinear, UpsampleCrossEntropyLoss
+from fastseg.nn import AuxiliaryLoss, Deconv2d, UpsampleBilinear, UpsampleCrossEntropyLoss
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -217,3 +217,90 @@ def test_one_name_for_all():
     assert set(fastseg.nn.__all__) <= set(dir(fastseg.nn))
     x = torch.randn(1, 2, 3, 3)
     torch.testing.assert_close(fastseg.nn.UpsampleBilinear(6)(x), F.interpolate(x, 6, mode="bilinear"))
+
+
+# name: arguments of both modules, shape of the input
+DECONVS = {
+    "FCN": ((5, 5, 4, 2), {"bias": False}, (2, 5, 3, 4)),
+    "generator": ((4, 6, 4, 2, 1), {}, (1, 4, 5, 3)),
+    "everything": ((4, 6, (3, 4), (2, 3), (1, 0), (1, 2), 2, True, (1, 2)), {}, (1, 4, 4, 3)),
+    "no batch": ((4, 6, 3), {"stride": 2}, (4, 4, 3)),
+}
+
+
+@each_device
+@pytest.mark.parametrize("case", DECONVS)
+def test_deconv2d(case, device):
+    """nn.ConvTranspose2d's initialisation, state dict, repr and values."""
+    arguments, keywords, shape = DECONVS[case]
+    modules = []
+    for module in (Deconv2d, nn.ConvTranspose2d):
+        torch.manual_seed(1)
+        modules.append(module(*arguments, **keywords).to(device))
+    ours, theirs = modules
+    assert isinstance(ours, nn.ConvTranspose2d)
+    assert repr(ours).removeprefix("Deconv2d") == repr(theirs).removeprefix("ConvTranspose2d")
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), theirs.parameters(), strict=True))
+    theirs.load_state_dict(copy.deepcopy(ours).state_dict())
+    x = torch.randn(shape, device=device)
+    torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
+    size = [side + ours.stride[0] - 1 for side in theirs(x).shape[-2:]]
+    if case != "everything":
+        torch.testing.assert_close(ours(x, size), theirs(x, size), rtol=1e-4, atol=1e-5)
+    theirs.__class__ = Deconv2d
+    assert torch.equal(theirs(x), ours(x))
+
+
+def test_deconv2d_crops_and_adds():
+    module, x, skip = Deconv2d(3, 3, 4, 2, bias=False), torch.randn(1, 3, 4, 4), torch.randn(1, 3, 8, 7)
+    torch.testing.assert_close(module(x, crop=(1, 1, 8, 7), skip=skip), module(x)[:, :, 1:9, 1:8] + skip)
+
+
+def test_graphs_of_deconv2d_run_without_fastseg():
+    class Cropped(nn.Sequential):
+        def forward(self, x, skip):
+            return self[0](x, crop=(1, 1, 8, 7), skip=skip)
+
+    module, x, skip = Cropped(Deconv2d(3, 3, 4, 2)), torch.randn(1, 3, 4, 4), torch.randn(1, 3, 8, 7)
+    exported = torch.export.export(module, (x, skip))
+    assert "fastseg" not in str(exported.graph)
+    for graph in (exported.module(), torch.fx.symbolic_trace(module)):
+        torch.testing.assert_close(graph(x, skip), module(x, skip))
+
+
+@pytest.mark.parametrize("size, groups", [(4, 1), (3, 1), (16, 6), ((4, 3), 1)])
+def test_bilinear_deconvolution(size, groups):
+    """Within the outermost centres it interpolates as F.interpolate does: half-pixel ones if even, corners if odd."""
+    sides = size if isinstance(size, tuple) else (size, size)
+    stride = [(k + 1) // 2 for k in sides]
+    module = Deconv2d(6, 6, size, stride, groups=groups, init="bilinear", freeze=True)
+    assert not module.weight.requires_grad and module.bias.requires_grad and not module.bias.any()
+    x, ramp = torch.randn(1, 6, 4, 5), torch.arange(5.0).expand(1, 6, 4, 5)
+    inner = (slice(None), slice(None), *(slice(k - 1, 1 - k) for k in sides))
+    if sides[0] == sides[1]:
+        even = sides[0] % 2 == 0
+        full = [n * stride[0] if even else (n - 1) * stride[0] + 1 for n in (4, 5)]
+        start = stride[0] // 2 if even else stride[0] - 1
+        wanted = F.interpolate(x, full, mode="bilinear", align_corners=not even)
+        got = module(x)[:, :, start : start + full[0], start : start + full[1]]
+        inside = (..., slice(stride[0], -stride[0]), slice(stride[0], -stride[0]))
+        torch.testing.assert_close(got[inside], wanted[inside])
+    steps = module(ramp)[inner].diff(dim=3)
+    torch.testing.assert_close(steps, torch.full_like(steps, 1 / stride[1]))
+    weight = module.weight.detach().clone()
+    nn.init.normal_(module.weight)
+    module.reset_parameters()
+    assert torch.equal(module.weight, weight)
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ({"init": "cubic"}, "init must be \"bilinear\" or None, got 'cubic'"),
+        ({"init": "bilinear", "out_channels": 3}, "bilinear interpolation needs .*, got 4 to 3 in 1 groups"),
+        ({"init": "bilinear", "groups": 2}, "got 4 to 4 in 2 groups"),
+    ],
+)
+def test_wrong_deconv2d(arguments, says):
+    with pytest.raises(ValueError, match=f"Deconv2d: .*{says}"):
+        Deconv2d(**{"in_channels": 4, "out_channels": 4, "kernel_size": 4, "stride": 2} | arguments)

@@ -8,11 +8,11 @@ from fastseg import dispatch
 
 ROOT = Path(__file__).parent.parent
 ROOMS = {dispatch.room(name) for name in dispatch.ops()}
-# What several ops share, by folder. Everything else bears the name of an op.
+# What several ops share, by folder. Everything else bears the name of an op: <op> or <op>_<part>.
 SHARED = {
     "kernels": {"__init__", "bilinear"},
-    "csrc/cpu": {"parallel", "simd", "spans", "vector_math"},
-    "csrc/cuda": {"device", "launch"},
+    "csrc/cpu": {"floats", "parallel", "product", "simd", "spans", "vector_math"},
+    "csrc/cuda": {"device", "launch", "tile_product"},
     "fastseg/ops": {"__init__", "layout"},
 }
 
@@ -31,4 +31,5 @@ def test_an_op_has_its_files(name):
 @pytest.mark.parametrize("folder", SHARED)
 def test_a_file_belongs_to_an_op(folder):
     stems = {path.stem for path in (ROOT / folder).iterdir() if path.suffix in (".py", ".cpp", ".cu", ".cuh", ".h")}
-    assert stems - ROOMS - SHARED[folder] == set()
+    parts = {stem for stem in stems for room in ROOMS if stem.startswith(f"{room}_")}
+    assert stems - ROOMS - parts - SHARED[folder] == set()

@@ -1,34 +1,16 @@
-"""Deconvolutions that interpolate bilinearly, and labels through one without its output.
-
-Such a deconvolution of kernel k = 2 s or 2 s - 1 and stride s adds input i to output o with the weight
-    w(o - s i),      w(x) = max(0, 1 - |x - (k - 1) / 2| / s),
-channel by channel, rows and columns alike.
-"""
+"""Labels through a deconvolution that interpolates bilinearly (fastseg/nn/deconv.py), without its output."""
 
 import torch
 
+from fastseg.nn.deconv import bilinear_kernel
 from fastseg.ops import upsample_argmax
-
-
-def bilinear_kernel(size):
-    """(size, size) weights in float32, of any size: multiples of 1 / (4 stride^2), so exact."""
-    stride = (size + 1) // 2
-    row = 1 - (torch.arange(size) - (size - 1) / 2).abs() / stride
-    return row[:, None] * row
-
-
-@torch.no_grad()
-def fill_bilinear_(weight):
-    """A deconvolution's weight (C, C, k, k): every channel interpolates, and goes to no other."""
-    weight.zero_()
-    weight.diagonal().copy_(bilinear_kernel(weight.shape[-1])[..., None])
 
 
 def is_bilinear(deconv):
     weight, size = deconv.weight, deconv.kernel_size[0]
     if deconv.bias is not None or deconv.stride[0] != (size + 1) // 2:
         return False
-    kernel = bilinear_kernel(size).to(weight)
+    kernel = bilinear_kernel(size, size).to(weight)
     return bool((weight.diagonal() == kernel[..., None]).all() & (weight.count_nonzero() == len(weight) * size**2))
 
 

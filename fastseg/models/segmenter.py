@@ -7,16 +7,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg.models.preprocess import IMAGENET
+from fastseg.nn.recording import is_recording
 from fastseg.ops import upsample_argmax, upsample_bilinear
 
 
 def upsampled(logits, size):
-    """Logits (N, C, h, w) -> (N, C, H, W), bilinearly.
-
-    A graph that is recorded by torch.export, torch.jit.trace or torch.fx gets PyTorch's own op, as it may run where
-    there is no fastseg.
-    """
-    if torch.jit.is_tracing() or torch.compiler.is_exporting() or not isinstance(logits, torch.Tensor):
+    """Logits (N, C, h, w) -> (N, C, H, W), bilinearly."""
+    if is_recording(logits):
         return F.interpolate(logits, size, mode="bilinear", align_corners=False)
     return upsample_bilinear(logits, size)
 

@@ -9,11 +9,12 @@ from collections import OrderedDict
 import torch
 from torch import nn
 
-from fastseg.models.bilinear_deconv import fill_bilinear_, is_bilinear, labels_through
+from fastseg.models.bilinear_deconv import is_bilinear, labels_through
 from fastseg.models.checkpoints import load_weights
 from fastseg.models.classifiers import classifier_weights
 from fastseg.models.coordinates import Coordinates, along, deconvolution, upsampling
 from fastseg.models.preprocess import CAFFE
+from fastseg.nn import Deconv2d
 from fastseg.ops import upsample_argmax
 
 STRIDE = 32  # of a classifier's last map
@@ -21,20 +22,21 @@ LAST = ("upscore", "upscore16", "upscore8")  # the last deconvolution, by the nu
 AT_ONCE_SCALES = (0.01, 0.0001)  # of the pooled maps, so that all layers can learn at one rate from the start
 
 
-def _deconv(channels, kernel, stride):
-    deconv = nn.ConvTranspose2d(channels, channels, kernel, stride, bias=False)
-    fill_bilinear_(deconv.weight)
-    return deconv
+@torch.fx.wrap
+def _common(first, shape, kernel, stride, skip_shape):
+    """The crop of a deconvolution's output, from pixel (first, first) on, to the pixels that a skip has too."""
+    height, width = (
+        min((n - 1) * s + k - first, m) for n, k, s, m in zip(shape[-2:], kernel, stride, skip_shape[-2:], strict=True)
+    )
+    return first, first, height, width
 
 
-def _fused(up, skip, offset):
-    """up + skip on the pixels that both have; pixel 0 of skip is pixel `offset` of up."""
-    if offset >= 0:
-        up = up[..., offset:, offset:]
-    else:
-        skip = skip[..., -offset:, -offset:]
-    skip = skip[..., : up.shape[-2], : up.shape[-1]]
-    return up[..., : skip.shape[-2], : skip.shape[-1]] + skip
+def _with_skip(deconv, x, skip, offset):
+    """deconv(x) + skip on the pixels that both have; pixel 0 of skip is pixel `offset` of deconv(x)."""
+    first = max(offset, 0)
+    skip = skip[..., first - offset :, first - offset :]
+    crop = _common(first, x.shape, deconv.kernel_size, deconv.stride, skip.shape)
+    return deconv(x, crop=crop, skip=skip[..., : crop[2], : crop[3]])
 
 
 class SkipFCN(nn.Module):
@@ -63,16 +65,19 @@ class SkipFCN(nn.Module):
         self.steps, stride, deconv = [], STRIDE, "upscore2"  # steps: deconvolution, skip, offset, scale
         for (name, channels), scale in zip(list(classifier.skips.items())[:skips], AT_ONCE_SCALES, strict=False):
             kernel, offset = upsampling(position, 2, positions[name])
-            self.add_module(deconv, _deconv(num_classes, kernel, 2))
+            self.add_module(deconv, self._deconv(kernel, 2))
             self.add_module(f"score_{name}", nn.Conv2d(channels, num_classes, 1))
             self.steps.append((deconv, name, offset, scale if at_once else 1))
             position = positions[name] if offset >= 0 else position.then(deconvolution(kernel, 2))
             deconv, stride = f"upscore_{name}", stride // 2
         kernel, self.offset = upsampling(position, stride, Coordinates())
         self.last = LAST[skips]
-        self.add_module(self.last, _deconv(num_classes, kernel, stride))
-        getattr(self, self.last).weight.requires_grad_(not freeze_last)
+        self.add_module(self.last, self._deconv(kernel, stride, freeze_last))
         self._initialise()
+
+    def _deconv(self, kernel, stride, freeze=False):
+        classes = self.num_classes
+        return Deconv2d(classes, classes, kernel, stride, bias=False, init="bilinear", freeze=freeze)
 
     def _initialise(self):
         for name, layer in self.named_modules():
@@ -85,26 +90,29 @@ class SkipFCN(nn.Module):
                     nn.init.zeros_(layer.bias)
 
     def forward(self, x):
-        """Images (N, 3, H, W) -> OrderedDict(out=logits (N, num_classes, H, W)), a view of slightly larger ones."""
-        logits = getattr(self, self.last)(self.scores(x))
-        (height, width), first = x.shape[-2:], self.offset
-        return OrderedDict(out=logits[..., first : first + height, first : first + width])
+        """Images (N, 3, H, W) -> OrderedDict(out=logits (N, num_classes, H, W))."""
+        crop = (self.offset, self.offset, x.shape[-2], x.shape[-1])
+        return OrderedDict(out=getattr(self, self.last)(self.scores(self.maps(x)), crop=crop))
 
-    def scores(self, x):
-        """Images (N, 3, H, W) -> (N, num_classes, h, w) at the resolution of the finest skip, and reaching beyond the
-        image. Raises ValueError for an image that is too small."""
+    def maps(self, x):
+        """Images (N, 3, H, W) -> {layer: map}, of the skips' layers and the classifier's last. Raises ValueError for an
+        image that is too small."""
         if self.smallest > 1 and min(x.shape[-2:]) < self.smallest:
             wanted, got = (f"{a} by {b}" for a, b in ((self.smallest, self.smallest), x.shape[-2:]))
             raise ValueError(f"SkipFCN: images must be at least {wanted} pixels for this classifier, got {got}")
-        skipped, pooled = {name for _, name, _, _ in self.steps}, {}
+        kept, maps = {self.classifier_layers[-1], *(name for _, name, _, _ in self.steps)}, {}
         for name in self.classifier_layers:
             x = getattr(self, name)(x)
-            if name in skipped:
-                pooled[name] = x
-        x = self.score_fr(x)
+            if name in kept:
+                maps[name] = x
+        return maps
+
+    def scores(self, maps):
+        """{layer: map} -> (N, num_classes, h, w) at the resolution of the finest skip, reaching beyond the image."""
+        x = self.score_fr(maps[self.classifier_layers[-1]])
         for deconv, name, offset, scale in self.steps:
-            skip = pooled.pop(name) if scale == 1 else pooled.pop(name) * scale
-            x = _fused(getattr(self, deconv)(x), getattr(self, f"score_{name}")(skip), offset)
+            skip = maps[name] if scale == 1 else maps[name] * scale
+            x = _with_skip(getattr(self, deconv), x, getattr(self, f"score_{name}")(skip), offset)
         return x
 
     @torch.no_grad()
@@ -118,10 +126,14 @@ class SkipFCN(nn.Module):
             raise RuntimeError("predict: the model is in training mode; call model.eval() first")
         sides = tuple(x.shape[-2:])
         size = sides if size is None else (size, size) if isinstance(size, int) else tuple(size)
-        last = getattr(self, self.last)
-        if size == sides and is_bilinear(last):
-            return labels_through(self.scores(x), last.kernel_size[0], last.stride[0], self.offset, sides)
+        if size == sides and is_bilinear(getattr(self, self.last)):
+            return self.labels(self.scores(self.maps(x)), sides)
         return upsample_argmax(self(x)["out"], size)
+
+    def labels(self, scores, sides):
+        """Labels (N, H, W), sides = (H, W), of scores whose last deconvolution is bilinear."""
+        last = getattr(self, self.last)
+        return labels_through(scores, last.kernel_size[0], last.stride[0], self.offset, sides)
 
     def load_classifier(self, state_dict):
         """Starts from a classifier's ImageNet weights, torchvision's or under Caffe's names; classes stay as they are.

@@ -1,5 +1,6 @@
 """Modules with PyTorch's arguments and state dicts. A forward is one call of an op."""
 
+from fastseg.nn.deconv import Deconv2d
 from fastseg.nn.upsample import AuxiliaryLoss, UpsampleBilinear, UpsampleCrossEntropyLoss
 
-__all__ = ["AuxiliaryLoss", "UpsampleBilinear", "UpsampleCrossEntropyLoss"]
+__all__ = ["AuxiliaryLoss", "Deconv2d", "UpsampleBilinear", "UpsampleCrossEntropyLoss"]

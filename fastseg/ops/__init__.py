@@ -1,7 +1,8 @@
 """Functional ops with the signatures of torch.nn.functional. One row per op."""
 
+from fastseg.ops.deconv2d import deconv2d
 from fastseg.ops.upsample_argmax import upsample_argmax
 from fastseg.ops.upsample_bilinear import upsample_bilinear
 from fastseg.ops.upsample_cross_entropy import upsample_cross_entropy
 
-__all__ = ["upsample_argmax", "upsample_bilinear", "upsample_cross_entropy"]
+__all__ = ["deconv2d", "upsample_argmax", "upsample_bilinear", "upsample_cross_entropy"]

@@ -44,22 +44,30 @@ def failures(op, csrc):
     return found
 
 
+def barriers(op):
+    """(file, its text, match) of each."""
+    for kernel in sorted((ROOT / "csrc/cuda").glob(f"{op}*.cuh")):
+        text = kernel.read_text()
+        for barrier in BARRIER.finditer(text):
+            yield kernel, text, barrier
+
+
 def main(ops):
     tested = [
         path.stem for path in sorted((HERE / "drivers").glob("*.cpp")) if (HERE / f"test_{path.stem}.py").exists()
     ]
     caught = deleted = 0
     for op in ops or tested:
-        kernel = ROOT / f"csrc/cuda/{op}.cuh"
-        text = kernel.read_text()
         with tempfile.TemporaryDirectory() as work:
             csrc = Path(work, "csrc")
             shutil.copytree(ROOT / "csrc", csrc)
             if found := failures(op, csrc):
                 sys.exit(f"{op}: the test fails before anything is deleted: {found}")
-            for barrier in BARRIER.finditer(text):
-                (csrc / f"cuda/{op}.cuh").write_text(text[: barrier.start()] + ";" + text[barrier.end() :])
+            for kernel, text, barrier in barriers(op):
+                changed = csrc / "cuda" / kernel.name
+                changed.write_text(text[: barrier.start()] + ";" + text[barrier.end() :])
                 found = failures(op, csrc)
+                changed.write_text(text)
                 deleted += 1
                 caught += bool(found)
                 line = text.count("\n", 0, barrier.start()) + 1
