@@ -114,7 +114,7 @@ def test_use_backend_in_a_compiled_function_is_an_error():
 
 @pytest.mark.parametrize("op, device", [("nope", "cpu"), ("upsample_argmax", "mps")])
 def test_backends_of_what_there_is_not(op, device):
-    with pytest.raises(ValueError, match="fastseg.backends: wanted one of upsample_argmax.* on cpu or cuda, got"):
+    with pytest.raises(ValueError, match="fastseg.backends: wanted one of .*upsample_argmax.* on cpu or cuda, got"):
         fastseg.backends(op, device)
 
 
