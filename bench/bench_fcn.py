@@ -11,7 +11,7 @@ from fastseg.bench.labels import label_judge
 TITLE = "FCN-8s-VGG16: image to labels (peer: the same layers and nn.ConvTranspose2d, then argmax(1))"
 SLOW_TO_COMPILE = True
 SIDES = (500, 500)  # of a PASCAL VOC image
-MAPS = {"fc7": (4096, 16), "pool4": (512, 44), "pool3": (256, 88)}  # name: channels, side, of such an image
+MAPS = {"drop7": (4096, 16), "pool4": (512, 44), "pool3": (256, 88)}  # name: channels, side, of such an image
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,10 @@ class Stock(torch.nn.Module):
         self.network = network
 
     def forward(self, *inputs):
-        fc7, pool4, pool3 = inputs if len(inputs) == 3 else (self.network.maps(*inputs)[name] for name in MAPS)
+        if len(inputs) == 1:
+            maps = self.network.maps(*inputs)
+            inputs = [maps[name] for name in MAPS]
+        fc7, pool4, pool3 = inputs
         x = self._up(self.network.score_fr(fc7), "upscore2")
         x = x + self.network.score_pool4(pool4)[:, :, 5 : 5 + x.shape[2], 5 : 5 + x.shape[3]]
         x = self._up(x, "upscore_pool4")

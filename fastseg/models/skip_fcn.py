@@ -124,6 +124,7 @@ class SkipFCN(nn.Module):
         """
         if self.training:
             raise RuntimeError("predict: the model is in training mode; call model.eval() first")
+        x = x.contiguous(memory_format=torch.channels_last)  # in which convolutions are fastest
         sides = tuple(x.shape[-2:])
         size = sides if size is None else (size, size) if isinstance(size, int) else tuple(size)
         if size == sides and is_bilinear(getattr(self, self.last)):
