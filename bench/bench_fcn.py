@@ -28,7 +28,7 @@ CASES = (IMAGE, TAIL)
 
 
 class Stock(torch.nn.Module):
-    """From an image, or from the three maps, to logits."""
+    """From an image, or from the three maps, to logits, with the crops of the paper's FCN-8s."""
 
     def __init__(self, network):
         super().__init__()

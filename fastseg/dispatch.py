@@ -152,6 +152,9 @@ def _run(name, device, *args):
         lacking = [b for b in reasons if missing(name, b, device) and not not_written(name, b, device)]
         if any(_ops[name]["why_not"](b, *args) is None for b in lacking):
             _warn_slow(name, device, "; ".join(f"{b}: {reasons[b]}" for b in lacking))
+    if backend in ("composed", "reference"):  # whose PyTorch ops must not be cast: that was done for the whole op
+        with torch.autocast(device, enabled=False):
+            return _function(name, backend)(*args)
     return _function(name, backend)(*args)
 
 

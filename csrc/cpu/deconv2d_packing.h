@@ -113,8 +113,8 @@ class PackedLanes {
   void add_piece(const Piece& piece) {
     std::vector<Piece>& all = pieces[panel_];
     Piece* last = all.empty() ? nullptr : &all.back();
-    if (last && last->y == piece.y && last->output + last->length == piece.output &&
-        last->skip + last->length * call_.skip_step() == piece.skip) {
+    if (last && last->y == piece.y && last->line + last->length == piece.line &&
+        last->output + last->length == piece.output && last->skip + last->length * call_.skip_step() == piece.skip) {
       last->length += piece.length;
     } else {
       all.push_back(piece);

@@ -37,13 +37,31 @@ class Deconv2d(nn.ConvTranspose2d):
             should be (k + 1) // 2. None: as in nn.ConvTranspose2d
     freeze  the weight gets no gradient; FCNs do so to the last layer (arXiv 1411.4038, section 4.3)
 
-    While the weight is zero between channels it is not multiplied there (fastseg.ops.deconv2d).
+    A weight that is zero between channels is not multiplied there; on a GPU, only if it is frozen.
     """
 
     init = None  # of modules that became Deconv2d by a change of class
 
-    def __init__(self, *arguments, init=None, freeze=False, **keywords):
-        super().__init__(*arguments, **keywords)
+    def __init__(
+        self,
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride=1,
+        padding=0,
+        output_padding=0,
+        groups=1,
+        bias=True,
+        dilation=1,
+        padding_mode="zeros",
+        device=None,
+        dtype=None,
+        *,
+        init=None,
+        freeze=False,
+    ):
+        how = stride, padding, output_padding, groups, bias, dilation, padding_mode, device, dtype
+        super().__init__(in_channels, out_channels, kernel_size, *how)
         if init not in (None, "bilinear"):
             raise ValueError(f'Deconv2d: init must be "bilinear" or None, got {init!r}')
         if init == "bilinear":

@@ -12,7 +12,7 @@ Outputs of equal (y + top) mod s and (x + left) mod s, a *phase*, use the same f
 most. So an s-strided deconvolution is s^2 small convolutions that share their input, without a multiplication by zero.
 
 A weight that is zero wherever c != o (bilinear interpolation per class, as FCNs start with and keep in the last layer)
-runs as a depthwise deconvolution. That is looked up once per version of the weight (deconv2d_diagonal.py).
+runs as a depthwise deconvolution (deconv2d_diagonal.py says when that is known).
 
 Equivalent to:
     F.conv_transpose2d(input, weight, bias, stride, padding, output_padding, groups, dilation)
@@ -20,6 +20,8 @@ and with crop = (top, left, height, width) and skip:
     F.conv_transpose2d(...)[:, :, top : top + height, left : left + width] + skip
 Fully convolutional networks: arXiv 1411.4038, section 3.3.
 """
+
+import numbers
 
 import torch
 import torch.nn.functional as F
@@ -97,7 +99,7 @@ def _simplify(input, weight, bias, skip, stride, dilation, groups, *args):
 
 
 def _simplify_backward_input(grad, weight, stride, dilation, groups, *args):
-    weight, groups = depthwise(weight, groups, look=not weight.requires_grad)  # one in training changes next
+    weight, groups = depthwise(weight, groups)
     return grad, weight, stride, dilation, groups, *args
 
 
@@ -228,7 +230,8 @@ def deconv2d(
     """
     if isinstance(input, torch.Tensor) and input.dim() == 3:
         how = stride, padding, output_padding, groups, dilation
-        return deconv2d(input[None], weight, bias, *how, crop=crop, skip=None if skip is None else skip[None])[0]
+        skip = skip[None] if isinstance(skip, torch.Tensor) else skip
+        return deconv2d(input[None], weight, bias, *how, crop=crop, skip=skip)[0]
     input, weight, bias, skip = _autocast(input, weight, bias, skip)
     _check_tensors(input, weight, bias, skip)
     stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
@@ -242,12 +245,11 @@ def deconv2d(
         raise ValueError(f"deconv2d: output_padding must be below stride or dilation, got {output_padding}")
     full = _sizes(input.shape[2:], weight.shape[2:], stride, dilation)
     height, width = (n - 2 * p + extra for n, p, extra in zip(full, padding, output_padding, strict=True))
-    top, left, *size = crop = (0, 0, height, width) if crop is None else tuple(crop)
-    if len(size) != 2 or min(top, left) < 0 or min(size) < 1 or top + size[0] > height or left + size[1] > width:
-        raise ValueError(
-            f"deconv2d: crop must be (top, left, height, width), within an output of at least 1 x 1, here "
-            f"{height} x {width}, got {crop}"
-        )
+    crop = (0, 0, height, width) if crop is None else crop
+    if not _lies_within(crop, height, width):
+        wanted = f"(top, left, height, width), within an output of at least 1 x 1, here {height} x {width}"
+        raise ValueError(f"deconv2d: crop must be {wanted}, got {crop}")
+    top, left, *size = crop
     outputs = weight.shape[1] * groups
     for name, tensor, shape in (("bias", bias, (outputs,)), ("skip", skip, (input.shape[0], outputs, *size))):
         if tensor is not None and tensor.shape != shape:
@@ -265,7 +267,7 @@ def _check_tensors(input, weight, bias, skip):
             got = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             raise TypeError(f"deconv2d: {name} must be a floating-point tensor, got {got}")
         if tensor.dim() != dims or 0 in tensor.shape[1 if name in ("input", "skip") else 0 :]:
-            raise ValueError(f"deconv2d: {name} must have {dims} axes, from 1 long on, got {tuple(tensor.shape)}")
+            raise ValueError(f"deconv2d: {name} must have {dims} axes, none empty, got {tuple(tensor.shape)}")
         if tensor.device != input.device:
             raise ValueError(f"deconv2d: {name} must be on {input.device} as input is, got {tensor.device}")
         if tensor.dtype != input.dtype:
@@ -284,8 +286,20 @@ def _cast(x, dtype):
     return x.to(dtype) if castable else x
 
 
+def _is_int(n):
+    return isinstance(n, (numbers.Integral, torch.SymInt))
+
+
 def _pair(name, value, least):
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) != 2 or not all(isinstance(n, (int, torch.SymInt)) and n >= least for n in pair):
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    pair = pair * 2 if len(pair) == 1 else pair
+    if len(pair) != 2 or not all(_is_int(n) and n >= least for n in pair):
         raise ValueError(f"deconv2d: {name} must be an int or two, from {least} on, got {value!r}")
-    return pair
+    return tuple(n if isinstance(n, torch.SymInt) else int(n) for n in pair)
+
+
+def _lies_within(crop, height, width):
+    if not isinstance(crop, (tuple, list)) or len(crop) != 4 or not all(map(_is_int, crop)):
+        return False
+    top, left, rows, columns = crop
+    return min(top, left) >= 0 and min(rows, columns) >= 1 and top + rows <= height and left + columns <= width
