@@ -1,6 +1,7 @@
 """fastseg: fast, exact, memory-lean semantic segmentation.
 
-Kernels in `fastseg.ops`, modules in `fastseg.nn`, networks in `fastseg.models`, scores in `fastseg.metrics`.
+Kernels in `fastseg.ops`, modules in `fastseg.nn`, networks in `fastseg.models`, images in windows and at several
+scales in `fastseg.inference`, scores in `fastseg.metrics`.
 """
 
 from pathlib import Path as _Path
@@ -12,8 +13,8 @@ if (_root / "kernels" / "__init__.py").exists() and (_root / "setup.py").exists(
     # A source checkout: kernels/ and bench/ lie beside this folder, not in it as they do once installed.
     __path__.append(str(_root))
 
-from fastseg import metrics, models, nn, ops  # noqa: E402
+from fastseg import inference, metrics, models, nn, ops  # noqa: E402
 from fastseg.dispatch import backends, use_backend  # noqa: E402
 from fastseg.extension import build_info  # noqa: E402
 
-__all__ = ["backends", "build_info", "metrics", "models", "nn", "ops", "use_backend"]
+__all__ = ["backends", "build_info", "inference", "metrics", "models", "nn", "ops", "use_backend"]

@@ -13,7 +13,7 @@ SHARED = {
     "kernels": {"__init__", "bilinear"},
     "csrc/cpu": {"floats", "parallel", "product", "simd", "spans", "vector_math"},
     "csrc/cuda": {"device", "launch", "tile_product"},
-    "fastseg/ops": {"__init__", "layout"},
+    "fastseg/ops": {"__init__", "autocast", "layout"},
 }
 
 

@@ -1,7 +1,7 @@
 """Networks. Each factory takes keywords and returns a module with `forward`, `predict` and `preprocess`.
 
-DeepLabv3 and FCN on ResNets are `Segmenter`s with torchvision's state dicts; FCN-32s, 16s and 8s are `SkipFCN`s with
-the state dicts of the authors' Caffe networks.
+DeepLabv3 and FCN on ResNets are `Segmenter`s with torchvision's state dicts, PSPNets have those of the authors' PyTorch
+code; FCN-32s, 16s and 8s are `SkipFCN`s with the state dicts of the authors' Caffe networks.
 """
 
 from fastseg.models.deeplabv3 import deeplabv3_resnet50, deeplabv3_resnet101
@@ -9,6 +9,7 @@ from fastseg.models.fcn import fcn_resnet50, fcn_resnet101
 from fastseg.models.fcn_alexnet import fcn8s_alexnet, fcn16s_alexnet, fcn32s_alexnet
 from fastseg.models.fcn_googlenet import fcn8s_googlenet, fcn16s_googlenet, fcn32s_googlenet
 from fastseg.models.fcn_vgg16 import fcn8s_atonce_vgg16, fcn8s_vgg16, fcn16s_vgg16, fcn32s_vgg16
+from fastseg.models.pspnet import PSPNet, pspnet_resnet50, pspnet_resnet101, pspnet_resnet152, pspnet_resnet269
 from fastseg.models.segmenter import Segmenter
 from fastseg.models.skip_fcn import SkipFCN
 
@@ -19,6 +20,10 @@ _FACTORIES = {
         fcn_resnet101,
         deeplabv3_resnet50,
         deeplabv3_resnet101,
+        pspnet_resnet50,
+        pspnet_resnet101,
+        pspnet_resnet152,
+        pspnet_resnet269,
         fcn32s_vgg16,
         fcn16s_vgg16,
         fcn8s_vgg16,
@@ -45,4 +50,4 @@ def get_model(name, **keywords):
     return _FACTORIES[name](**keywords)
 
 
-__all__ = ["Segmenter", "SkipFCN", "get_model", "list_models", *_FACTORIES]
+__all__ = ["PSPNet", "Segmenter", "SkipFCN", "get_model", "list_models", *_FACTORIES]

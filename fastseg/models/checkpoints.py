@@ -62,20 +62,22 @@ def _read_safetensors(path):
 def factory_arguments(state_dict):
     """The keywords for the factory of these weights' network, such as {"num_classes": 21, "aux_loss": True}.
 
-    The last layer of "classifier", or "score_fr", says how many classes; without one, "num_classes" is left out. Where
-    weights of a SkipFCN come from shows in their shapes, but not for VGG.
+    The last layer of "classifier", of "cls" or "score_fr", says how many classes; without one, "num_classes" is left
+    out. A PSPNet's stem shows, and where weights of a SkipFCN come from, but not for VGG.
     """
     if "score_fr.weight" in state_dict:
         return _skip_fcn_arguments(state_dict)
+    keywords = {"aux_loss": any(name.startswith(("aux_classifier.", "aux.")) for name in state_dict)}
     layers = [
         match
         for name, tensor in state_dict.items()
-        if tensor.dim() and (match := re.fullmatch(r"classifier\.(\d+)\.weight", name))
+        if tensor.dim() and (match := re.fullmatch(r"(?:classifier|cls)\.(\d+)\.weight", name))
     ]
-    keywords = {"aux_loss": any(name.startswith("aux_classifier.") for name in state_dict)}
     if layers:
         last = max(layers, key=lambda match: int(match[1]))[0]  # files need not keep the layers' order
         keywords["num_classes"] = state_dict[last].shape[0]  # (C, channels, 1, 1)
+    if "layer0.0.weight" in state_dict and "layer0.3.weight" not in state_dict:  # PSPNet's has three convolutions
+        keywords["stem"] = tuple(state_dict["layer0.0.weight"].shape[:1])
     return keywords
 
 

@@ -10,12 +10,12 @@ from fastseg.models.segmenter import Segmenter
 class FCNHead(ConvBNSequential):
     """Features (N, channels, h, w) -> logits (N, num_classes, h, w). Also every network's auxiliary head."""
 
-    def __init__(self, channels, num_classes):
+    def __init__(self, channels, num_classes, dropout=nn.Dropout):
         super().__init__(
             nn.Conv2d(channels, channels // 4, 3, padding=1, bias=False),
             nn.BatchNorm2d(channels // 4),
             nn.ReLU(inplace=True),
-            nn.Dropout(0.1),
+            dropout(0.1),
             nn.Conv2d(channels // 4, num_classes, 1),
         )
 

@@ -9,6 +9,7 @@ from fastseg.models.conv_bn import ConvBNSequential, conv_bn
 
 AUX_CHANNELS, OUT_CHANNELS = 1024, 2048  # of the two feature maps
 EXPANSION = 4  # a block's output channels per inner channel
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3), 269: (3, 30, 48, 8)}  # by depth
 
 
 class Bottleneck(nn.Module):
@@ -55,21 +56,8 @@ class ResNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(64)
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-
-        channels, dilation, stages = 64, 1, []
-        dilates = (False, *replace_stride_with_dilation)
-        for width, count, stride, dilate in zip((64, 128, 256, 512), blocks, (1, 2, 2, 2), dilates, strict=True):
-            first_dilation = dilation  # a stage's first block still sees the grid of the stage before
-            if dilate:
-                dilation, stride = dilation * stride, 1
-            first = Bottleneck(channels, width, stride, first_dilation)
-            channels = EXPANSION * width
-            stages.append(nn.Sequential(first, *(Bottleneck(channels, width, 1, dilation) for _ in range(1, count))))
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages
-
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages(64, blocks, replace_stride_with_dilation)
+        initialise(self)
 
     def forward(self, x, aux=True):  # (N, 3, H, W)
         x = self.maxpool(self.relu(conv_bn(self.conv1, self.bn1, x)))  # (N, 64, H/4, W/4)
@@ -79,9 +67,48 @@ class ResNet(nn.Module):
         return features
 
 
+def stem_of(widths):
+    """What comes before the stages, as one module: (N, 3, H, W) -> (N, widths[-1], H/4, W/4).
+
+    One width is ResNet's 7x7 convolution. Three are a deep stem of 3x3 convolutions, the first of stride 2.
+    """
+    layers, channels = [], 3
+    size = 7 if len(widths) == 1 else 3
+    for width in widths:
+        layers.append(nn.Conv2d(channels, width, size, stride=1 if layers else 2, padding=size // 2, bias=False))
+        layers += nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        channels = width
+    return ConvBNSequential(*layers, nn.MaxPool2d(3, stride=2, padding=1))
+
+
+def stages(channels, blocks, replace_stride_with_dilation=(False, True, True), contracted=True):
+    """Four stages of so many blocks: (N, channels, h, w) -> (N, 256, h, w), from there to 512, 1024 and 2048 channels.
+
+    contracted  a dilated stage's first block has the dilation of the stage before, whose grid it sees, as in
+                torchvision; False: all its blocks have the same, as in PSPNet
+    """
+    dilation, stages = 1, []
+    dilates = (False, *replace_stride_with_dilation)
+    for width, count, stride, dilate in zip((64, 128, 256, 512), blocks, (1, 2, 2, 2), dilates, strict=True):
+        first_dilation = dilation
+        if dilate:
+            dilation, stride = dilation * stride, 1
+        first = Bottleneck(channels, width, stride, first_dilation if contracted else dilation)
+        channels = EXPANSION * width
+        stages.append(nn.Sequential(first, *(Bottleneck(channels, width, 1, dilation) for _ in range(1, count))))
+    return stages
+
+
+def initialise(module):
+    """Of a backbone: in place, so that activations keep their variance on the way back."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+
 def resnet50():
-    return ResNet((3, 4, 6, 3))
+    return ResNet(BLOCKS[50])
 
 
 def resnet101():
-    return ResNet((3, 4, 23, 3))
+    return ResNet(BLOCKS[101])

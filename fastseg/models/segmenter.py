@@ -1,4 +1,4 @@
-"""What the networks have in common: features, a head that turns them into logits, and how logits leave."""
+"""What the networks have in common: how logits leave; and most of them, a backbone under one or two heads."""
 
 from collections import OrderedDict
 
@@ -11,49 +11,41 @@ from fastseg.nn.recording import is_recording
 from fastseg.ops import upsample_argmax, upsample_bilinear
 
 
-def upsampled(logits, size):
+def upsampled(logits, size, align_corners):
     """Logits (N, C, h, w) -> (N, C, H, W), bilinearly."""
     if is_recording(logits):
-        return F.interpolate(logits, size, mode="bilinear", align_corners=False)
-    return upsample_bilinear(logits, size)
+        return F.interpolate(logits, size, mode="bilinear", align_corners=align_corners)
+    return upsample_bilinear(logits, size, align_corners)
 
 
-class Segmenter(nn.Module):
-    """A segmentation network of a backbone and one or two heads.
+class Network(nn.Module):
+    """A segmentation network, whose logits come at the resolution of its features. A subclass has
 
-    backbone        (N, 3, H, W) -> {"out": features, "aux": features}, the latter unless called with aux=False
-    classifier      features -> logits (N, C, h, w)
-    aux_classifier  the same for the auxiliary loss, or None
+    heads(x, aux)  images (N, 3, H, W) -> OrderedDict of logits (N, C, h, w): "out"; "aux" if it has such a head and aux
+    num_classes    C
+    align_corners  of the interpolation to the image's size
 
     Train with `model(x, upsample=False)` and fastseg.nn.UpsampleCrossEntropyLoss, label with `model.eval().predict(x)`:
     neither builds the logits at full size. `model(x)` does, for any other loss.
     """
 
-    def __init__(self, backbone, classifier, aux_classifier=None):
-        super().__init__()
-        self.backbone = backbone
-        self.classifier = classifier
-        self.aux_classifier = aux_classifier
-        self.num_classes = classifier[-1].out_channels
-        self.preprocess = IMAGENET  # makes such images of RGB, as torchvision's published weights want them
+    align_corners = False
+    preprocess = IMAGENET  # makes such images of RGB, as published weights want them
 
     def forward(self, x, upsample=True):
-        """Images (N, 3, H, W) -> OrderedDict of logits (N, C, H, W): "out"; "aux" with an aux_classifier.
+        """Images (N, 3, H, W) -> OrderedDict of logits (N, C, H, W): "out"; "aux" with an auxiliary head.
 
         With upsample=False the logits are (N, C, h, w), at the resolution of their features.
         """
-        features = self.backbone(x, aux=self.aux_classifier is not None)
-        logits = OrderedDict(out=self.classifier(features["out"]))
-        if self.aux_classifier is not None:
-            logits["aux"] = self.aux_classifier(features["aux"])
+        logits = self.heads(x, aux=True)
         if upsample is not False:  # torch.fx puts a stand-in for the argument, which has no truth value
             for name, low in logits.items():
-                logits[name] = upsampled(low, x.shape[-2:])
+                logits[name] = upsampled(low, x.shape[-2:], self.align_corners)
         return logits
 
     def logits(self, x):
         """Images (N, 3, H, W) -> logits (N, C, h, w) of the main head, at the resolution of its features."""
-        return self.classifier(self.backbone(x, aux=False)["out"])
+        return self.heads(x, aux=False)["out"]
 
     @torch.no_grad()
     def predict(self, x, size=None):
@@ -64,5 +56,30 @@ class Segmenter(nn.Module):
         """
         if self.training:
             raise RuntimeError("predict: the model is in training mode; call model.eval() first")
+        size = x.shape[-2:] if size is None else size
         x = x.contiguous(memory_format=torch.channels_last)  # in which convolutions are fastest and need least memory
-        return upsample_argmax(self.logits(x), x.shape[-2:] if size is None else size)
+        return upsample_argmax(self.logits(x), size, self.align_corners)
+
+
+class Segmenter(Network):
+    """A network of a backbone and one or two heads.
+
+    backbone        (N, 3, H, W) -> {"out": features, "aux": features}, the latter unless called with aux=False
+    classifier      features -> logits (N, C, h, w)
+    aux_classifier  the same for the auxiliary loss, or None
+    """
+
+    def __init__(self, backbone, classifier, aux_classifier=None):
+        super().__init__()
+        self.backbone = backbone
+        self.classifier = classifier
+        self.aux_classifier = aux_classifier
+        self.num_classes = classifier[-1].out_channels
+
+    def heads(self, x, aux):
+        aux = aux and self.aux_classifier is not None
+        features = self.backbone(x, aux=aux)
+        logits = OrderedDict(out=self.classifier(features["out"]))
+        if aux:
+            logits["aux"] = self.aux_classifier(features["aux"])
+        return logits

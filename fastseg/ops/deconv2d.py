@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 
 from fastseg import dispatch
+from fastseg.ops.autocast import autocast
 from fastseg.ops.deconv2d_diagonal import depthwise
 from fastseg.ops.layout import is_channels_last, laid_out
 
@@ -232,7 +233,7 @@ def deconv2d(
         how = stride, padding, output_padding, groups, dilation
         skip = skip[None] if isinstance(skip, torch.Tensor) else skip
         return deconv2d(input[None], weight, bias, *how, crop=crop, skip=skip)[0]
-    input, weight, bias, skip = _autocast(input, weight, bias, skip)
+    input, weight, bias, skip = autocast(input, weight, bias, skip)
     _check_tensors(input, weight, bias, skip)
     stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
     padding, output_padding = _pair("padding", padding, 0), _pair("output_padding", output_padding, 0)
@@ -272,18 +273,6 @@ def _check_tensors(input, weight, bias, skip):
             raise ValueError(f"deconv2d: {name} must be on {input.device} as input is, got {tensor.device}")
         if tensor.dtype != input.dtype:
             raise TypeError(f"deconv2d: {name} must be {input.dtype} as input is, got {tensor.dtype}")
-
-
-def _autocast(input, *others):
-    kind = input.device.type if isinstance(input, torch.Tensor) else "cpu"
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
-        return input, *others
-    return [_cast(x, torch.get_autocast_dtype(kind)) for x in (input, *others)]
-
-
-def _cast(x, dtype):
-    castable = isinstance(x, torch.Tensor) and x.is_floating_point() and x.dtype != torch.float64
-    return x.to(dtype) if castable else x
 
 
 def _is_int(n):

@@ -1,0 +1,153 @@
+"""pyramid_conv2d and its gradients: the convolution of PSPNet's head, over 2048 channels and 4 priors of 512."""
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from fastseg import ops
+from fastseg.bench.passes import BACKWARD, BOTH, FORWARD
+from fastseg.bench.values import value_judge
+
+TITLE = "pyramid_conv2d: 3x3 convolution with upsampled priors, and its gradients (peer: F.conv2d of the concatenation)"
+OP = "pyramid_conv2d"
+PASSES = (FORWARD, BACKWARD, BOTH)
+BINS = (1, 2, 3, 6)
+CHECKED = 16  # every so many channels: all of them in float64 take minutes on a CPU
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    input: tuple  # (N, C, H, W)
+    channels: int = 512  # of each prior
+    outputs: int = 512
+    quick: bool = False
+
+    @property
+    def detail(self):
+        return "x".join(map(str, self.input)) + f" + {len(BINS)} * {self.channels} -> {self.outputs}"
+
+    @property
+    def weight(self):
+        return self.outputs, self.input[1] + len(BINS) * self.channels, 3, 3
+
+    @property
+    def output(self):
+        return self.input[0], self.outputs, *self.input[2:]
+
+    @property
+    def concatenation(self):
+        return self.input[0], self.weight[1], *self.input[2:]
+
+
+CASES = (
+    Case("ResNet-18 473", (1, 512, 60, 60), channels=128, quick=True),
+    Case("PSPNet 473", (1, 2048, 60, 60)),
+    Case("PSPNet 473, batch 4", (4, 2048, 60, 60)),
+    Case("PSPNet 473, batch 16", (16, 2048, 60, 60)),
+    Case("PSPNet 713", (1, 2048, 90, 90)),
+    Case("PSPNet 713, batch 4", (4, 2048, 90, 90)),
+    Case("PSPNet 713, batch 16", (16, 2048, 90, 90)),
+)
+
+
+def inputs(case, device, dtype):
+    """The input and priors as after a ReLU."""
+    random = torch.Generator().manual_seed(0)
+    x = torch.randn(case.input, generator=random).relu()
+    weight = torch.randn(case.weight, generator=random) / math.sqrt(math.prod(case.weight[1:]))
+    priors = [torch.randn(case.input[0], case.channels, bin, bin, generator=random).relu() for bin in BINS]
+    return tuple(t.to(device, dtype) for t in (x, weight, *priors))
+
+
+def upstream(case, device, dtype):
+    return torch.randn(case.output, generator=torch.Generator().manual_seed(1)).to(device, dtype)
+
+
+def ours(case):
+    return lambda x, weight, *priors: ops.pyramid_conv2d(x, priors, weight)
+
+
+def peer(case):
+    def convolved(x, weight, *priors):
+        upsampled = [F.interpolate(prior, x.shape[2:], mode="bilinear") for prior in priors]
+        return F.conv2d(torch.cat([x, *upsampled], 1), weight, padding=1)
+
+    return convolved
+
+
+def checker(case, inputs):
+    x, weight, *priors = inputs
+
+    def judge_in(memory_format):
+        @functools.cache
+        def output(i, dtype):
+            tensors = [x[i : i + 1], weight[::CHECKED], *(prior[i : i + 1] for prior in priors)]
+            return peer(case)(*(t.to(dtype, memory_format=memory_format) for t in tensors))[0]
+
+        return value_judge(len(x), lambda i: output(i, torch.float64), lambda i: output(i, x.dtype))
+
+    judge = _either(judge_in)
+    return lambda y: judge(y[:, ::CHECKED])
+
+
+def gradient_checker(case, inputs, upstream):
+    """The gradients of some channels, and of their weights, are those of a convolution of these channels alone."""
+
+    def judge_in(memory_format):
+        @functools.cache
+        def gradients(dtype):
+            few = [x.detach()[:, ::CHECKED].to(dtype, memory_format=memory_format).requires_grad_() for x in inputs]
+            return torch.autograd.grad(peer(case)(*few), few, upstream.to(dtype, memory_format=memory_format))
+
+        def judge_of(k):
+            def of(dtype):
+                return lambda i: gradients(dtype)[k][i]
+
+            return value_judge(len(inputs[k]), of(torch.float64), of(inputs[k].dtype))
+
+        judges = [judge_of(k) for k in range(len(inputs))]
+
+        def judge(got):
+            reasons = (judge(gradient[:, ::CHECKED]) for judge, gradient in zip(judges, got, strict=True))
+            return next((reason for reason in reasons if reason), None)
+
+        return judge
+
+    return _either(judge_in)
+
+
+def _either(judge_in):
+    """In one memory format or the other PyTorch is as far off: on a CPU the two differ fourfold, either way round."""
+    judges = [judge_in(memory_format) for memory_format in (torch.contiguous_format, torch.channels_last)]
+
+    def judge(result):
+        reasons = [judge(result) for judge in judges]
+        return None if None in reasons else reasons[-1]
+
+    return judge
+
+
+def bytes(case, dtype, which):
+    """What is read and what is written, once each, without upsampled priors: forward the input, priors, weight and
+    output, backward the output's gradient, the input, priors and weight, and the gradients of these."""
+    priors = case.input[0] * case.channels * sum(bin * bin for bin in BINS)
+    given, output = math.prod(case.input) + math.prod(case.weight) + priors, math.prod(case.output)
+    forward, backward = given + output, output + 2 * given
+    return {FORWARD: forward, BACKWARD: backward, BOTH: forward + backward}[which] * dtype.itemsize
+
+
+def flops(case, which):
+    """Of the concatenation's convolution, most of which is not done; backward has two such sums."""
+    forward = 2 * math.prod(case.weight) * case.input[0] * math.prod(case.input[2:])
+    return forward * {FORWARD: 1, BACKWARD: 2, BOTH: 3}[which]
+
+
+def memory(case, dtype, which):
+    """The concatenation and what it is made of, their gradients, weights in some formats, and the check in float64."""
+    together, weight = math.prod(case.concatenation), math.prod(case.weight)
+    held = (2 * together + 3 * weight) * (1 if which == FORWARD else 2) * dtype.itemsize
+    return held + (10 * together // CHECKED + 2 * weight // CHECKED) * torch.float64.itemsize
