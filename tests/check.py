@@ -75,6 +75,13 @@ def value_and_grad(f, x, upstream=None):
     return y.detach(), torch.autograd.grad(y, x, upstream)[0]
 
 
+def results(f, tensors, upstream):
+    """[f(*tensors), gradients ...]"""
+    tensors = [x.detach().requires_grad_() for x in tensors]
+    output = f(*tensors)
+    return [output.detach(), *torch.autograd.grad(output, tensors, upstream.to(output.dtype))]
+
+
 def check_differentiable(ours, theirs, x, backend, device, roundings, expanded=False):
     """ours(x) and its gradient on one backend, in every layout of x and of the gradient that comes in.
 

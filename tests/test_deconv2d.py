@@ -16,6 +16,7 @@ from check import (
     each_place,
     far_apart,
     layouts,
+    results,
     special,
 )
 from hypothesis import given as drawn
@@ -85,13 +86,6 @@ CASES = {
     "one stride wide": Case((1, 3, 3, 3), (3, 4, 4, 4), {"stride": 2}, (4, 3, 1, 2), True),  # a channel ends as a run
     "outside": Case((1, 3, 3, 3), (3, 4, 4, 4), {"stride": 4, "padding": 1, "output_padding": 3}),  # no tap reaches
 }
-
-
-def results(f, tensors, upstream):
-    """[f(*tensors), gradients ...]"""
-    tensors = [x.detach().requires_grad_() for x in tensors]
-    output = f(*tensors)
-    return [output.detach(), *torch.autograd.grad(output, tensors, upstream.to(output.dtype))]
 
 
 def compare(case, backend, device, dtype=torch.float32):

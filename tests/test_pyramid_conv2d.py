@@ -16,6 +16,7 @@ from check import (
     largest_error,
     layouts,
     relative_error,
+    results,
     special,
 )
 from hypothesis import given as drawn
@@ -95,13 +96,6 @@ CASES = {
     "17 columns": Case((2, 16, 17, 16), bins=(1, 4), channels=16, outputs=16),  # tiles that end within an image
 }
 NAMES = ("input", "weight", "bias")
-
-
-def results(f, tensors, upstream):
-    """[f(*tensors), gradients ...]"""
-    tensors = [x.detach().requires_grad_() for x in tensors]
-    output = f(*tensors)
-    return [output.detach(), *torch.autograd.grad(output, tensors, upstream.to(output.dtype))]
 
 
 def named(case, tensors):

@@ -21,6 +21,7 @@
 #include "cpu/deconv2d_planes.h"
 #include "cpu/deconv2d_weight_gradient.h"
 #include "cpu/deconv2d_worker.h"
+#include "cpu/new_tensor.h"
 #include "tensor.h"
 
 namespace fastseg {
@@ -35,13 +36,6 @@ bool is_channelwise(const Problem& problem, bool channels_last) {
 
 // Whether the channels of a pixel are nearer to each other than pixels are.
 bool by_channel(const Tensor& x) { return x.stride(1) < x.stride(3); }
-
-Tensor new_tensor(const Tensor& like, int64_t a, int64_t b, int64_t c, int64_t d, bool channels_last) {
-  using torch::headeronly::MemoryFormat;
-  const int64_t sizes[] = {a, b, c, d};
-  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
-                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-}
 
 Tensor deconv2d(const Tensor& input, const Tensor& weight, const std::optional<Tensor>& bias,
                 const std::optional<Tensor>& skip, std::vector<int64_t> stride, std::vector<int64_t> dilation,

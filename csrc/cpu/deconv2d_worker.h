@@ -23,11 +23,6 @@ FASTSEG_CLONES void add_skip(const T* skip, int64_t step, const std::vector<Piec
 }
 
 template <typename T>
-FASTSEG_CLONES void round_to(const float* sums, int64_t count, T* to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = from_float<T>(sums[i]);
-}
-
-template <typename T>
 FASTSEG_CLONES void put(const T* values, const std::vector<Piece>& pieces, const int64_t* to, int64_t rows,
                         int64_t pitch, T* output) {
   for (const Piece& piece : pieces) {

@@ -51,6 +51,11 @@ FASTSEG_CLONES void convert(const T* from, int64_t from_a, int64_t from_b, int64
     for (int64_t a = 0; a < count_a; ++a) to[a * to_step + b] = to_float(from[a * from_a + b * from_b]);
 }
 
+template <typename T>
+FASTSEG_CLONES void round_to(const float* from, int64_t count, T* to) {
+  for (int64_t i = 0; i < count; ++i) to[i] = from_float<T>(from[i]);
+}
+
 enum class Order { kAny, kChannelsLast };  // kAny: whatever strides the tensor has
 
 // `least`: of a copied or given channels_last pixel so many floats may be read.

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/floats.h"
+#include "cpu/new_tensor.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 #include "tensor.h"
@@ -229,11 +230,6 @@ FASTSEG_CLONES void add_scaled(const T* from, int64_t step, int64_t count, float
   for (int64_t k = 0; k < count; ++k) to[k] += to_float(from[k * step]) / divisor;
 }
 
-template <typename T>
-FASTSEG_CLONES void round_numbers(const float* from, int64_t count, T* to) {
-  for (int64_t i = 0; i < count; ++i) to[i] = from_float<T>(from[i]);
-}
-
 // line[x][k] to some rows of channels, of a dense tensor. `to`: the first row of the first channel.
 template <typename T>
 void put_rows(const float* line, int64_t rows, int64_t count, std::vector<float>& scratch, T* to,
@@ -241,13 +237,13 @@ void put_rows(const float* line, int64_t rows, int64_t count, std::vector<float>
   const int64_t width = output.size(3), channel = output.stride(1), row = output.stride(2), column = output.stride(3);
   if (channel == 1) {
     for (int64_t y = 0; y < rows; ++y)
-      for (int64_t x = 0; x < width; ++x) round_numbers(line + x * count, count, to + y * row + x * column);
+      for (int64_t x = 0; x < width; ++x) round_to(line + x * count, count, to + y * row + x * column);
     return;
   }
   scratch.resize(width * count);
   convert(line, 1, count, count, width, scratch.data(), width);
   for (int64_t k = 0; k < count; ++k)
-    for (int64_t y = 0; y < rows; ++y) round_numbers(&scratch[k * width], width, to + k * channel + y * row);
+    for (int64_t y = 0; y < rows; ++y) round_to(&scratch[k * width], width, to + k * channel + y * row);
 }
 
 // Of averages. `output` is dense.
@@ -327,11 +323,8 @@ std::tuple<Tensor, Tensor> pyramid_pool(const Tensor& input, std::vector<int64_t
 
 Tensor pyramid_pool_backward(const Tensor& grad, const Tensor& indices, std::vector<int64_t> bins, bool max,
                              std::vector<int64_t> size, bool channels_last) {
-  using torch::headeronly::MemoryFormat;
   const Problem problem(grad, size, bins, channels_last);
-  Tensor output =
-      torch::stable::empty({grad.size(0), grad.size(1), size[0], size[1]}, grad.scalar_type(), {}, grad.device(), {},
-                           channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  Tensor output = new_tensor(grad, grad.size(0), grad.size(1), size[0], size[1], channels_last);
   with_type<float, Half, BFloat16>(grad.scalar_type(), [&](auto number) {
     using T = decltype(number);
     max ? scatter<T>(problem, grad, indices, output) : spread<T>(problem, grad, output);

@@ -11,12 +11,11 @@
 #include <vector>
 
 #include "bilinear.h"
+#include "cpu/floats.h"
+#include "cpu/new_tensor.h"
 #include "cpu/parallel.h"
 #include "cpu/simd.h"
 #include "tensor.h"
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
 
 namespace fastseg {
 namespace {
@@ -147,11 +146,6 @@ FASTSEG_CLONES void widen_row(const T* from, const Rows& rows, float* to) {
 }
 
 template <typename T>
-FASTSEG_CLONES void round_row(const float* from, int64_t size, T* to) {
-  for (int64_t j = 0; j < size; ++j) to[j] = from_float<T>(from[j]);
-}
-
-template <typename T>
 FASTSEG_CLONES void interpolate_rows(const float* low, const float* high, float t, int64_t size, T* to) {
   for (int64_t j = 0; j < size; ++j) to[j] = from_float<T>((1.0f - t) * low[j] + t * high[j]);
 }
@@ -251,31 +245,13 @@ void gather(const Tensor& grad, const Axis& vertical, const Axis& horizontal, bo
       }
       add_cell(plane, r);
       multiply(columns, sum.data(), in.channels, result.data());
-      round_row(result.data(), result_size, to + task * result_size);
+      round_to(result.data(), result_size, to + task * result_size);
     }
   });
 }
 
-// Dense, and in huge pages where Linux grants them. Writing to fresh memory takes longer than all arithmetic, as each
-// of its pages is mapped and cleared at the first touch: pages of 2 MiB halved the time of a 134 MB output. From 32 MiB
-// on malloc maps a block for itself and unmaps it when it is freed, so the advice ends with the tensor.
-Tensor new_output(const Tensor& like, int64_t height, int64_t width, bool channels_last) {
-  using torch::headeronly::MemoryFormat;
-  Tensor output =
-      torch::stable::empty({like.size(0), like.size(1), height, width}, like.scalar_type(), {}, like.device(), {},
-                           channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t kHugePage = 2 << 20, kMapped = 32 << 20;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(output.data_ptr());
-  const uintptr_t bytes = output.numel() * output.element_size(),
-                  aligned = (begin + kHugePage - 1) / kHugePage * kHugePage;
-  if (bytes >= kMapped) madvise(reinterpret_cast<void*>(aligned), begin + bytes - aligned, MADV_HUGEPAGE);
-#endif
-  return output;
-}
-
 Tensor upsample_bilinear(const Tensor& input, std::vector<int64_t> size, bool align_corners, bool channels_last) {
-  Tensor output = new_output(input, size[0], size[1], channels_last);
+  Tensor output = new_tensor(input, input.size(0), input.size(1), size[0], size[1], channels_last);
   const Axis vertical = make_axis(input.size(2), size[0], align_corners);
   const Axis horizontal = make_axis(input.size(3), size[1], align_corners);
   if (output.numel() == 0) return output;
@@ -287,7 +263,7 @@ Tensor upsample_bilinear(const Tensor& input, std::vector<int64_t> size, bool al
 
 Tensor upsample_bilinear_backward(const Tensor& grad, std::vector<int64_t> size, bool align_corners,
                                   bool channels_last) {
-  Tensor output = new_output(grad, size[0], size[1], channels_last);
+  Tensor output = new_tensor(grad, grad.size(0), grad.size(1), size[0], size[1], channels_last);
   const Axis vertical = make_axis(size[0], grad.size(2), align_corners);
   const Axis horizontal = make_axis(size[1], grad.size(3), align_corners);
   if (output.numel() == 0) return output;

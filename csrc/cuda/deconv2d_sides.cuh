@@ -97,7 +97,6 @@ struct Deconv {
   bool channels_last;  // the result; of a weight's gradient, the output's gradient
 
   int64_t all_channels() const { return int64_t(groups) * channels; }
-  int64_t all_outputs() const { return int64_t(groups) * outputs; }
 };
 
 // Host side, but for what torch does. A Device has

@@ -30,6 +30,7 @@ from fastseg import dispatch
 from fastseg.ops.autocast import autocast
 from fastseg.ops.deconv2d_diagonal import depthwise
 from fastseg.ops.layout import is_channels_last, laid_out
+from fastseg.ops.precision import widened
 
 # window: (top, left, height, width).
 SCHEMA = (
@@ -51,29 +52,25 @@ LONGEST_SIDE = 2**28  # sums of a few coordinates are int32 in the GPU kernels
 
 
 def reference(input, weight, bias, skip, stride, dilation, groups, window, channels_last):
-    full = F.conv_transpose2d(_wide(input), _wide(weight), None, stride, 0, 0, groups, dilation)
+    full = F.conv_transpose2d(widened(input), widened(weight), None, stride, 0, 0, groups, dilation)
     output = _cut(full, window)
     if bias is not None:
-        output = output + _wide(bias)[:, None, None]
+        output = output + widened(bias)[:, None, None]
     if skip is not None:
-        output = output + _wide(skip)
+        output = output + widened(skip)
     return laid_out(output.to(input.dtype), channels_last)
 
 
 def backward_input_reference(grad, weight, stride, dilation, groups, window, size, channels_last):
-    full = _uncut(_wide(grad), stride, dilation, window, size, weight.shape[2:])
-    return laid_out(F.conv2d(full, _wide(weight), None, stride, 0, dilation, groups).to(grad.dtype), channels_last)
+    full = _uncut(widened(grad), stride, dilation, window, size, weight.shape[2:])
+    return laid_out(F.conv2d(full, widened(weight), None, stride, 0, dilation, groups).to(grad.dtype), channels_last)
 
 
 def backward_weight_reference(grad, input, stride, dilation, groups, window, kernel):
-    full = _uncut(_wide(grad), stride, dilation, window, input.shape[2:], kernel)
+    full = _uncut(widened(grad), stride, dilation, window, input.shape[2:], kernel)
     shape = (input.shape[1], grad.shape[1] // groups, *kernel)
-    weight = torch.nn.grad.conv2d_weight(full, shape, _wide(input), stride, 0, dilation, groups)
+    weight = torch.nn.grad.conv2d_weight(full, shape, widened(input), stride, 0, dilation, groups)
     return laid_out(weight.to(grad.dtype), False)
-
-
-def _wide(x):
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _sizes(size, kernel, stride, dilation):

@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from fastseg import dispatch
 from fastseg.ops.autocast import autocast
 from fastseg.ops.layout import is_channels_last, memory_format
+from fastseg.ops.precision import widened
 from fastseg.ops.pyramid_conv2d_matrix import cached_matrix, interpolation_matrix
 from fastseg.ops.pyramid_conv2d_slab import gradients as slab_gradients
 from fastseg.ops.pyramid_conv2d_slab import join, slab_of
@@ -44,7 +45,7 @@ MOST_CELLS = 256  # more make large matrices of what is then hardly small: they 
 
 
 def reference(input, weight, slab, bias, bins, padding, align_corners, channels_last):
-    wide = [None if x is None else _wide(x) for x in (input, weight, slab, bias)]
+    wide = [None if x is None else widened(x) for x in (input, weight, slab, bias)]
     form = bins, padding, align_corners, channels_last
     return _convolved(*wide, *form, interpolation_matrix).to(input.dtype)
 
@@ -70,7 +71,7 @@ def _convolved(input, weight, slab, bias, bins, padding, align_corners, channels
 
 
 def backward_slab_reference(grad, bins, kernel, padding, size, align_corners):
-    wide = _wide(grad)
+    wide = widened(grad)
     return _gathered(wide, bins, kernel, padding, size, align_corners, interpolation_matrix).to(grad.dtype)
 
 
@@ -82,10 +83,6 @@ def _gathered(grad, bins, kernel, padding, size, align_corners, matrix_of):
     matrix = matrix_of(bins, size, kernel, padding, align_corners, grad.dtype, grad.device)
     slab = torch.bmm(matrix.mT.expand(grad.shape[0], *matrix.mT.shape), grad.flatten(2).mT)
     return slab.unflatten(1, (sum(h * w for h, w in pairs(bins)), *kernel))
-
-
-def _wide(x):
-    return x if x.dtype == torch.float64 else x.float()
 
 
 _op = dispatch.register(SCHEMA, reference, composed=composed, native=(), triton=False)

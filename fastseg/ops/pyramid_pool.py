@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from fastseg import dispatch
 from fastseg.ops.layout import is_channels_last, laid_out
+from fastseg.ops.precision import widened
 
 # bins: h0, w0, h1, w1, ... . output: (N, C, S) with the strides of a dense (N, C, S), or with `channels_last` of a
 # dense (N, S, C). indices: of the maxima, int64, with output's shape and strides; of shape (0,) for means.
@@ -35,7 +36,7 @@ MODES = ("avg", "max")
 
 def reference(input, bins, max, channels_last):
     pool = F.adaptive_max_pool2d if max else F.adaptive_avg_pool2d
-    pooled = [pool(_wide(input), size, *([True] if max else [])) for size in pairs(bins)]
+    pooled = [pool(widened(input), size, *([True] if max else [])) for size in pairs(bins)]
     if not max:
         return _in_a_row(pooled, channels_last).to(input.dtype), input.new_empty(0, dtype=torch.int64)
     outputs, indices = zip(*pooled, strict=True)
@@ -43,7 +44,7 @@ def reference(input, bins, max, channels_last):
 
 
 def backward_reference(grad, indices, bins, max, size, channels_last):
-    wide, shape = _wide(grad), (*grad.shape[:2], *size)
+    wide, shape = widened(grad), (*grad.shape[:2], *size)
     if max:
         total = wide.new_zeros(shape).flatten(2).scatter_add(2, indices, wide).view(shape)
     else:
@@ -68,10 +69,6 @@ def _in_a_row(pooled, channels_last):
     """The inverse of split, with the strides that the schema asks for."""
     cells = torch.cat([part.flatten(2) for part in pooled], 2)
     return cells.mT.contiguous().mT if channels_last else cells.contiguous()
-
-
-def _wide(x):
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def _why_not(backend, tensor, *args):
@@ -172,7 +169,7 @@ def _exported(input, size, mode):
     if mode == "max":
         input = torch.where(columns, input.unsqueeze(3), -torch.inf).amax(4)
         return torch.where(rows.unsqueeze(2), input.unsqueeze(2), -torch.inf).amax(3)
-    wide = _wide(input)
+    wide = widened(input)
     left, right = (cover.to(wide.dtype).expand(*wide.shape[:2], -1, -1) for cover in (rows, columns))
     sums = left @ wide @ right.mT
     return (sums / (rows.sum(1, keepdim=True) * columns.sum(1))).to(input.dtype)

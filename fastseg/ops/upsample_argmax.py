@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from fastseg import dispatch
+from fastseg.ops.precision import widened
 
 SCHEMA = "upsample_argmax(Tensor input, SymInt[] size, bool align_corners, ScalarType dtype) -> Tensor"
 INPUT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -31,8 +32,8 @@ MOST_CLASSES = 48 * 1024  # of the CUDA kernel: one bit each in shared memory, f
 
 
 def reference(input, size, align_corners, dtype):
-    wide = input if input.dtype == torch.float64 else input.float()
-    return F.interpolate(wide, size, mode="bilinear", align_corners=align_corners).argmax(1).to(dtype).contiguous()
+    full = F.interpolate(widened(input), size, mode="bilinear", align_corners=align_corners)
+    return full.argmax(1).to(dtype).contiguous()
 
 
 def why_not(backend, input, size, align_corners, dtype):

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from fastseg import dispatch
 from fastseg.ops.layout import is_channels_last, laid_out
+from fastseg.ops.precision import widened
 
 SCHEMA = "upsample_bilinear(Tensor input, SymInt[] size, bool align_corners, bool channels_last) -> Tensor"
 # `size` is the input's (h, w).
@@ -27,12 +28,12 @@ LONGEST_SIDE = 2**22  # float32 coordinates of the GPU kernels are exact enough 
 
 
 def reference(input, size, align_corners, channels_last):
-    output = F.interpolate(_widened(input), size, mode="bilinear", align_corners=align_corners)
+    output = F.interpolate(widened(input), size, mode="bilinear", align_corners=align_corners)
     return laid_out(output.to(input.dtype), channels_last)
 
 
 def backward_reference(grad, size, align_corners, channels_last):
-    wide = _widened(grad)
+    wide = widened(grad)
     wide = _gathered(wide, 2, size[0], align_corners)
     wide = _gathered(wide, 3, size[1], align_corners)
     return laid_out(wide.to(grad.dtype), channels_last)
@@ -51,10 +52,6 @@ def _gathered(grad, axis, n_in, align_corners):
     t = (source - low).clamp(0, 1).view([-1 if i == axis else 1 for i in range(4)])
     shape = [n_in if i == axis else n for i, n in enumerate(grad.shape)]
     return grad.new_zeros(shape).index_add(axis, low, (1 - t) * grad).index_add(axis, high, t * grad)
-
-
-def _widened(x):
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def why_not(backend, tensor, size, align_corners, channels_last):

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 
 from fastseg import dispatch
 from fastseg.ops.layout import is_channels_last, memory_format
+from fastseg.ops.precision import widened
 from fastseg.ops.upsample_bilinear import LONGEST_SIDE
 from fastseg.ops.upsample_bilinear import backward_reference as gather
 
@@ -68,8 +69,7 @@ def backward_reference(grad, input, target, weight, ignore_index, label_smoothin
 
 
 def _upsampled(input, target, align_corners):
-    wide = input if input.dtype == torch.float64 else input.float()
-    return F.interpolate(wide, target.shape[1:], mode="bilinear", align_corners=align_corners)
+    return F.interpolate(widened(input), target.shape[1:], mode="bilinear", align_corners=align_corners)
 
 
 def _classes(target, ignore_index):
