@@ -117,6 +117,38 @@ def check_differentiable(ours, theirs, x, backend, device, roundings, expanded=F
         assert all(torch.equal(a, b) for a, b in zip(again, results, strict=True)), "two runs differ"
 
 
+def check_tensors(ours, theirs, names, tensors, upstream, backend, device, roundings=4):
+    """As check_differentiable, for a function of several tensors: ours(*tensors) and the gradients of all of them.
+
+    The first comes in every layout (in one for the slow interpreter), which the result and its gradient keep; others of
+    four axes, and the gradient that comes in, in another one.
+    """
+    dtype = upstream.dtype
+    known = [results(theirs, [x.to(wide) for x in tensors], upstream) for wide in (torch.float64, dtype, torch.float32)]
+    tensors, upstream = [x.to(device) for x in tensors], upstream.to(device)
+    interpreted = (backend, device) == INTERPRETER
+    for name in ["channels_last" if tensors[0].shape[1] % 2 else "sliced"] if interpreted else COMING:
+        first, *others = tensors
+        given = [layouts(first)[name], *(layouts(x)[COMING[name]] if x.dim() == 4 else x for x in others)]
+        given.append(layouts(upstream)[COMING[name]])
+        before = [x.clone() for x in given]
+        with fastseg.use_backend(backend):
+            got = results(ours, given[:-1], given[-1])
+        assert all(torch.equal(x, y) for x, y in zip(given, before, strict=True)), f"{name}: an input was written to"
+        for what, y, truth, usual, single in zip(("output", *names), got, *known, strict=False):
+            assert y.dtype == dtype
+            assert_accurate(f"{backend} on {device}, {name}: {what}", y, truth, usual, single, roundings)
+        channels_last = name == "channels_last" and not given[0].is_contiguous()
+        memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        assert all(y.is_contiguous(memory_format=memory_format) for y in got[:2]), (
+            "not in the memory format of the first"
+        )
+    if not interpreted:  # which runs one program after another: always the same
+        with fastseg.use_backend(backend):
+            again = results(ours, given[:-1], given[-1])
+        assert all(torch.equal(a, b) for a, b in zip(again, got, strict=True)), "two runs differ"
+
+
 # The layout of the gradient that comes in, by that of x: another one.
 COMING = {"contiguous": "transposed", "channels_last": "sliced", "sliced": "channels_last", "transposed": "contiguous"}
 
