@@ -19,6 +19,8 @@ import triton
 import triton.language as tl
 
 from fastseg.kernels.bilinear import scale
+from fastseg.kernels.launch import launch
+from fastseg.kernels.products import precision, shared_out
 from fastseg.kernels.pyramid_conv2d_interpolation import interpolation
 from fastseg.ops.layout import memory_format
 from fastseg.ops.pyramid_pool import pairs
@@ -179,12 +181,6 @@ def pyramid_conv2d_backward_slab_kernel(
     tl.store(grad_slab_ptr + to, total.to(grad_slab_ptr.dtype.element_ty), mask=mask)
 
 
-def precision(dtype):
-    """What products are computed in, as tl.dot names it: half precision has no choice, and is exact in either."""
-    exact = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32"
-    return "ieee" if exact else "tf32"
-
-
 def channels_beside(x):
     return x if x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
 
@@ -233,19 +229,6 @@ def backward_slab_plan(grad, bins, kernel, padding, size, align_corners, precisi
     arguments = grad, result, (*size, *out_size), tuple(padding), scales, grid, outputs, apart(grad)
     programs = n * row_blocks * o_blocks * parts
     return (pyramid_conv2d_backward_slab_kernel, (programs,), arguments, constants | fixed), result
-
-
-def shared_out(blocks, programs):
-    """(parts, blocks in each) of a sum over blocks that so many programs would compute at once. At least 4 blocks in a
-    part, as all parts are written and read again."""
-    each = max(triton.cdiv(blocks, max(2 * MULTIPROCESSORS // max(programs, 1), 1)), 4)
-    return triton.cdiv(blocks, each), each
-
-
-def launch(like, kernel, grid, arguments, constants):
-    if grid[0] > 0:
-        with torch.cuda.device_of(like):
-            kernel[grid](*arguments, **constants)
 
 
 def pyramid_conv2d(input, weight, slab, bias, bins, padding, align_corners, channels_last):

@@ -12,16 +12,11 @@ import itertools
 
 import torch
 
+from fastseg.kernels.launch import launch
 from fastseg.kernels.pyramid_pool_backward import backward_plan
 from fastseg.kernels.pyramid_pool_forward import plan
 from fastseg.ops.layout import memory_format
 from fastseg.ops.pyramid_pool import pairs
-
-
-def launch(like, kernel, grid, arguments, constants):
-    if grid[0] > 0:
-        with torch.cuda.device_of(like):
-            kernel[grid](*arguments, **constants)
 
 
 def new_cells(like, bins, dtype, channels_last):

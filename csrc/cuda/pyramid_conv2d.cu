@@ -8,36 +8,7 @@
 namespace fastseg {
 namespace {
 
-using torch::headeronly::MemoryFormat;
 using Sizes = std::vector<int64_t>;
-
-// Where run_*() launch kernels. Scratch memory is freed in the order of the stream: PyTorch's allocator sees to it.
-class Gpu {
- public:
-  static constexpr int64_t shared_bytes = 48 * 1024;  // of a block, without asking
-  static constexpr int64_t busy_blocks = 2 * 132;     // of an H200. On every GPU, as they decide the order of sums.
-
-  explicit Gpu(const Tensor& tensor) : tensor_(tensor), stream_(current_stream(tensor.get_device_index())) {}
-
-  template <typename T>
-  T* scratch(int64_t count) {
-    scratch_.push_back(torch::stable::new_empty(tensor_, {count * int64_t(sizeof(T))}, ScalarType::Byte));
-    return reinterpret_cast<T*>(scratch_.back().mutable_data_ptr<uint8_t>());
-  }
-
-  template <typename... Parameters, typename... Arguments>
-  void launch(const LaunchShape& shape, void (*kernel)(Parameters...), const Arguments&... arguments) {
-    if (int64_t(shape.shared) > shared_bytes)
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared));
-    kernel<<<shape.grid, shape.threads, shape.shared, stream_>>>(arguments...);
-    check_launch("pyramid_conv2d");
-  }
-
- private:
-  Tensor tensor_;
-  cudaStream_t stream_;
-  std::vector<Tensor> scratch_;
-};
 
 Priors priors_of(const Sizes& bins, const Sizes& size, const Sizes& kernel, const Sizes& padding, bool align_corners) {
   int64_t most = size[0] * size[1], cells = 0;
@@ -53,10 +24,6 @@ Priors priors_of(const Sizes& bins, const Sizes& size, const Sizes& kernel, cons
                   kMostElements, " pixels, cells times taps, and cells times taps of an axis");
   return make_priors(bins, prior_axis(bins, 0, size[0], kernel[0], padding[0]),
                      prior_axis(bins, 1, size[1], kernel[1], padding[1]), align_corners);
-}
-
-MemoryFormat format(bool channels_last) {
-  return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
 // With `axis`, counted from the last, filled up with zeros to whole vectors.
@@ -77,7 +44,7 @@ Tensor aligned(const Tensor& tensor) {
 // (N, C, H, W) with its channels last and filled up to whole vectors.
 Tensor packed_image(const Tensor& input) {
   const Tensor whole = filled_up(input, 2);
-  return aligned(torch::stable::contiguous(whole, MemoryFormat::ChannelsLast));
+  return aligned(torch::stable::contiguous(whole, format(true)));
 }
 
 Tensor packed_slab(const Tensor& slab) {
@@ -101,7 +68,7 @@ Tensor pyramid_conv2d(const Tensor& input, const Tensor& weight, const Tensor& s
                   "fastseg: pyramid_conv2d: the CUDA kernels take fewer than ", kMostElements,
                   " outputs, and channels times taps");
   if (bias) bias = torch::stable::contiguous(*bias);
-  Gpu gpu(input);
+  Gpu gpu(input, "pyramid_conv2d");
   with_type<float, Half, BFloat16>(input.scalar_type(), [&](auto element) {
     using T = decltype(element);
     using Element = typename OnDevice<T>::type;
@@ -123,7 +90,7 @@ Tensor pyramid_conv2d_backward_slab(const Tensor& grad, Sizes bins, Sizes kernel
   const Priors priors = priors_of(bins, size, kernel, padding, align_corners);
   Tensor slab = torch::stable::new_empty(grad, {grad.size(0), priors.cells, kernel[0], kernel[1], grad.size(1)});
   if (slab.numel() == 0) return slab;
-  Gpu gpu(grad);
+  Gpu gpu(grad, "pyramid_conv2d");
   with_type<float, Half, BFloat16>(grad.scalar_type(), [&](auto element) {
     using T = decltype(element);
     SlabGradient<typename OnDevice<T>::type> p{};

@@ -4,7 +4,7 @@
 //   output    the pixels of an image      taps, channels; then cells, taps   outputs
 //
 // A block owns 128 pixels of an image and 128 or 32 outputs. The larger factor never exists in memory: pixels of the
-// input are gathered while they are copied to shared memory, kConvStages - 1 steps ahead, and so are the weights of
+// input are gathered while they are copied to shared memory, kStages - 1 steps ahead, and so are the weights of
 // interpolation multiplied there, from those along rows and along columns.
 // Reads, per tile and step, 64 bytes for each of its rows and as much for its columns; writes each result once, or,
 // where tiles are few, cuts the sums into float32 parts, which are added up in order. Precision: float32 sums, rounded
@@ -13,12 +13,12 @@
 #pragma once
 #include "cuda/pyramid_conv2d_pack.cuh"
 #include "cuda/pyramid_conv2d_weights.cuh"
-#include "cuda/tile_product.h"
+#include "cuda/tile_steps.h"
 
 namespace fastseg {
 
-constexpr int kConvStages = 3;       // of shared memory: two steps are under way while one is added up
-constexpr int kConvStagedRows = 64;  // of sums on their way to memory; they take the place of the stages
+constexpr int kConvBlocksAtOnce = 2;  // of a multiprocessor, as registers allow
+constexpr int kConvStagedRows = 64;   // of sums on their way to memory; they take the place of the stages
 
 // Channels and `pitch`, of outputs, are whole vectors; data are aligned to 16 bytes.
 template <typename T>
@@ -42,19 +42,6 @@ struct PyramidConv {
   }
   __host__ __device__ __forceinline__ int64_t elements() const { return images * outputs * pixels(); }
 };
-
-// Starts the copies of rows k, k + 1, ... of a factor of `depth` rows, from element `first` of each on. Zeros beyond.
-template <typename T, int kColumns>
-__device__ __forceinline__ void copy_factor(T* b, const T* factor, int k, int depth, int first, int pitch) {
-  constexpr int kVectors = kColumns / kPerVector<T>;
-#pragma unroll
-  for (int i = threadIdx.x; i < kDepth<T> * kVectors; i += kTileThreads) {
-    const int row = k + i / kVectors, column = i % kVectors * kPerVector<T>;
-    const bool exists = row < depth && first + column < pitch;
-    cp_async_16(b + i / kVectors * kPitch<T, kColumns> + column,
-                exists ? factor + int64_t(row) * pitch + first + column : factor, exists);
-  }
-}
 
 // Copies the input's pixels under the taps, step by step from row k of the weight on: each thread the same vector of
 // some rows.
@@ -167,54 +154,45 @@ template <typename T, int kColumns>
 struct ConvStages {
   static constexpr int kFactorA = kTileElementsA<T, StoredBy::kRows>;
   static constexpr int kEach = kFactorA + kTileElementsB<T, kColumns>;
-  static constexpr size_t kBytes = kConvStages * kEach * sizeof(T);
+  static constexpr size_t kBytes = kStages * kEach * sizeof(T);
   static_assert(kBytes >= kConvStagedRows * kPitch<float, kColumns> * sizeof(float));
 };
-
-// Adds up the products of so many steps. copy(step, a, b) starts the copies of one; adds none beyond the last.
-template <typename T, int kColumns, typename Sums, typename Copy>
-__device__ __forceinline__ void add_steps(int steps, T* stages, Sums& sums, Copy&& copy) {
-  using Stages = ConvStages<T, kColumns>;
-  auto copy_step = [&](int step) {
-    T* a = stages + step % kConvStages * Stages::kEach;
-    if (step < steps) copy(step, a, a + Stages::kFactorA);
-    cp_async_commit();  // empty in the last steps, so that the wait below always leaves as many
-  };
-  for (int step = 0; step < kConvStages - 1; ++step) copy_step(step);
-  for (int step = 0; step < steps; ++step) {
-    cp_async_wait<kConvStages - 2>();
-    __syncthreads();
-    copy_step(step + kConvStages - 1);
-    const T* a = stages + step % kConvStages * Stages::kEach;
-    sums.add(a, a + Stages::kFactorA);
-  }
-  __syncthreads();  // what follows overwrites the stages
-}
 
 template <typename T, int kColumns>
 __device__ __forceinline__ void convolve_tile(const PyramidConv<T>& p) {
   T* stages = dynamic_shared<T>();
-  const int across = (p.outputs + kColumns - 1) / kColumns, down = (p.pixels() + kTileRows - 1) / kTileRows;
+  const int across = ceil_div(p.outputs, kColumns), down = ceil_div(p.pixels(), kTileRows);
   const int first_output = int(blockIdx.x % across) * kColumns;  // tiles side by side come one after the other
   const int first_pixel = int(blockIdx.x / across % down) * kTileRows;
   const int64_t image = blockIdx.x / across / down / p.part_count;
   const int part = int(blockIdx.x / across / down % p.part_count);
   TileSums<T, kColumns, StoredBy::kRows> sums;
+  // Adds up so many steps' products. copy(k, a, b) starts the copies of the step from k on.
+  const auto add_steps = [&](int k, int steps, auto&& copy) {
+    const auto copy_step = [&](int stage) {
+      T* a = stages + stage * ConvStages<T, kColumns>::kEach;
+      copy(k, a, a + ConvStages<T, kColumns>::kFactorA);
+      k += kDepth<T>;
+    };
+    for_each_step(steps, copy_step, [&](int stage) {
+      const T* a = stages + stage * ConvStages<T, kColumns>::kEach;
+      sums.add(a, a + ConvStages<T, kColumns>::kFactorA);
+    });
+    __syncthreads();  // what follows overwrites the stages
+  };
 
   const int first_k = part * p.part_steps * kDepth<T>, depth = p.image_depth();
-  const int steps = min(p.part_steps, (depth - first_k + kDepth<T> - 1) / kDepth<T>);
   GatheredPixels<T> pixels(p, image, first_pixel, first_k);
-  add_steps<T, kColumns>(steps, stages, sums, [&](int step, T* a, T* b) {
+  add_steps(first_k, min(p.part_steps, ceil_div(depth - first_k, kDepth<T>)), [&](int k, T* a, T* b) {
     pixels.copy(a);
-    copy_factor<T, kColumns>(b, p.weight, first_k + step * kDepth<T>, depth, first_output, p.pitch);
+    copy_rows<T, kColumns>(b, p.weight, first_output, k, depth, p.pitch, p.pitch - first_output);
   });
-
   if (part == p.part_count - 1) {
     const int cells_depth = p.priors.depth();
     const T* slab = p.slab + image * cells_depth * p.pitch;
-    add_steps<T, kColumns>((cells_depth + kDepth<T> - 1) / kDepth<T>, stages, sums, [&](int step, T* a, T* b) {
-      interpolate(p, first_pixel, step * kDepth<T>, a);
-      copy_factor<T, kColumns>(b, slab, step * kDepth<T>, cells_depth, first_output, p.pitch);
+    add_steps(0, ceil_div(cells_depth, kDepth<T>), [&](int k, T* a, T* b) {
+      interpolate(p, first_pixel, k, a);
+      copy_rows<T, kColumns>(b, slab, first_output, k, cells_depth, p.pitch, p.pitch - first_output);
     });
   }
   store_tile<kColumns>(p, sums, image, first_pixel, first_output, part, reinterpret_cast<float*>(stages));
@@ -222,24 +200,20 @@ __device__ __forceinline__ void convolve_tile(const PyramidConv<T>& p) {
 
 // By what multiplies: FMA units (float32) or tensor cores.
 template <typename T, int kColumns>
-__global__ void __launch_bounds__(kTileThreads, 2) pyramid_conv2d_fma_kernel(PyramidConv<T> p) {
+__global__ void __launch_bounds__(kTileThreads, kConvBlocksAtOnce) pyramid_conv2d_fma_kernel(PyramidConv<T> p) {
   convolve_tile<T, kColumns>(p);
 }
 
 template <typename T, int kColumns>
-__global__ void __launch_bounds__(kTileThreads, 2) pyramid_conv2d_mma_kernel(PyramidConv<T> p) {
+__global__ void __launch_bounds__(kTileThreads, kConvBlocksAtOnce) pyramid_conv2d_mma_kernel(PyramidConv<T> p) {
   convolve_tile<T, kColumns>(p);
 }
 
-constexpr int kSumThreads = 256;
-
-// Adds up the parts of sums, in order.
 template <typename T>
 __global__ void __launch_bounds__(kSumThreads) pyramid_conv2d_sum_kernel(PyramidConv<T> p) {
   const int64_t i = int64_t(blockIdx.x) * kSumThreads + threadIdx.x;
   if (i >= p.elements()) return;
-  float sum = 0.0f;
-  for (int part = 0; part < p.part_count; ++part) sum += p.parts[part * p.elements() + i];
+  const float sum = sum_of_parts(p.parts, p.part_count, p.elements(), i);
   store_sum(p, sum, int(p.channels_last ? i % p.outputs : i / p.pixels() % p.outputs), i);
 }
 
@@ -251,21 +225,18 @@ inline int parts_of_sums(int64_t tiles, int steps, int64_t busy_blocks) {
 
 template <int kColumns, typename T, typename Device>
 void launch_convolution(Device& device, PyramidConv<T> p) {
-  const int64_t tiles = p.images * ((p.pixels() + kTileRows - 1) / kTileRows) * ((p.outputs + kColumns - 1) / kColumns);
-  const int steps = (p.image_depth() + kDepth<T> - 1) / kDepth<T>,
-            parts = parts_of_sums(tiles, steps, device.busy_blocks);
-  p.part_steps = (steps + parts - 1) / parts;
-  p.part_count = (steps + p.part_steps - 1) / p.part_steps;
+  const int64_t tiles = p.images * ceil_div(p.pixels(), kTileRows) * ceil_div(p.outputs, kColumns);
+  const int steps = ceil_div(p.image_depth(), kDepth<T>);
+  p.part_steps = ceil_div(steps, parts_of_sums(tiles, steps, kConvBlocksAtOnce * device.multiprocessors));
+  p.part_count = ceil_div(steps, p.part_steps);
   if (p.part_count > 1) p.parts = device.template scratch<float>(p.part_count * p.elements());
-  // More blocks than a grid can have stay too many, and their launch fails.
-  const auto blocks = [](int64_t count) { return dim3(unsigned(std::min<int64_t>(count, UINT_MAX))); };
-  const LaunchShape shape{blocks(tiles * p.part_count), dim3(kTileThreads), ConvStages<T, kColumns>::kBytes};
+  const LaunchShape shape = row_of_blocks(tiles * p.part_count, kTileThreads, ConvStages<T, kColumns>::kBytes);
   if constexpr (std::is_same_v<T, float>)
     device.launch(shape, pyramid_conv2d_fma_kernel<T, kColumns>, p);
   else
     device.launch(shape, pyramid_conv2d_mma_kernel<T, kColumns>, p);
   if (p.part_count > 1)
-    device.launch({blocks((p.elements() + kSumThreads - 1) / kSumThreads), dim3(kSumThreads), 0},
+    device.launch(row_of_blocks(ceil_div<int64_t>(p.elements(), kSumThreads), kSumThreads),
                   pyramid_conv2d_sum_kernel<T>, p);
 }
 

@@ -35,7 +35,7 @@ template <typename T>
 __global__ void __launch_bounds__(kSlabThreads) pyramid_conv2d_columns_kernel(SlabGradient<T> p, SlabTile tile) {
   float* held = dynamic_shared<float>();  // [pixels][tile.outputs]
   const PriorAxis& columns = p.priors.columns;
-  const int height = p.priors.rows.outputs, across = (p.outputs + tile.outputs - 1) / tile.outputs;
+  const int height = p.priors.rows.outputs, across = ceil_div(p.outputs, tile.outputs);
   const int first_output = int(blockIdx.x % across) * tile.outputs;
   const int outputs = min(tile.outputs, p.outputs - first_output);
   const int64_t row = blockIdx.x / across;  // of all images
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kSlabThreads) pyramid_conv2d_rows_kernel(SlabG
 }
 
 // A warp's outputs and as many pixels as fit.
-inline SlabTile slab_tile(int outputs, int width, int64_t shared_bytes = 48 * 1024) {
+inline SlabTile slab_tile(int outputs, int width, int64_t shared_bytes) {
   const int held = std::min(outputs, kWarp);
   return {held, int(std::clamp<int64_t>(shared_bytes / int64_t(held * sizeof(float)), 1, width))};
 }
@@ -92,13 +92,11 @@ void run_backward_slab(Device& device, SlabGradient<T> p) {
   const int64_t all_rows = p.images * rows.outputs, elements = p.images * p.priors.depth() * p.outputs;
   p.interpolation = make_weights(device, p.priors);
   p.parts = device.template scratch<float>(all_rows * columns.lines() * p.outputs);
-  // More blocks than a grid can have stay too many, and their launch fails.
-  const auto blocks = [](int64_t count) { return dim3(unsigned(std::min<int64_t>(count, UINT_MAX))); };
-  device.launch({blocks(all_rows * ((p.outputs + tile.outputs - 1) / tile.outputs)), dim3(kSlabThreads),
-                 size_t(tile.width) * tile.outputs * sizeof(float)},
+  device.launch(row_of_blocks(all_rows * ceil_div(p.outputs, tile.outputs), kSlabThreads,
+                              size_t(tile.width) * tile.outputs * sizeof(float)),
                 pyramid_conv2d_columns_kernel<T>, p, tile);
-  device.launch({blocks((elements + kSlabThreads - 1) / kSlabThreads), dim3(kSlabThreads), 0},
-                pyramid_conv2d_rows_kernel<T>, p);
+  device.launch(row_of_blocks(ceil_div<int64_t>(elements, kSlabThreads), kSlabThreads), pyramid_conv2d_rows_kernel<T>,
+                p);
 }
 
 }  // namespace fastseg

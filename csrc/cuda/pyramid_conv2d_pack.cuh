@@ -1,7 +1,5 @@
 // A convolution's weight as the dense factor of a product (fastseg/ops/pyramid_conv2d.py).
 #pragma once
-#include <algorithm>
-#include <climits>
 #include <type_traits>
 
 #include "cuda/device.h"
@@ -16,11 +14,6 @@ struct WeightPacking {
   __host__ __device__ __forceinline__ int taps() const { return kernel_rows * kernel_columns; }
   __host__ __device__ __forceinline__ int64_t rows() const { return int64_t(taps()) * padded_channels; }
 };
-
-template <typename T>
-int whole_vectors(int64_t elements) {
-  return int((elements + kPerVector<T> - 1) / kPerVector<T> * kPerVector<T>);
-}
 
 template <typename T>
 WeightPacking weight_packing(const int64_t* sizes, const int64_t* strides) {
@@ -40,7 +33,7 @@ template <typename Bits>
 __global__ void __launch_bounds__(kPackSide* kPackRows)
     pyramid_conv2d_pack_kernel(const Bits* __restrict__ from, Bits* __restrict__ to, WeightPacking packing) {
   __shared__ Bits square[kPackSide][kPackSide + 1];
-  const int across = (packing.padded_outputs + kPackSide - 1) / kPackSide;
+  const int across = ceil_div(packing.padded_outputs, kPackSide);
   const int64_t first_row = blockIdx.x / across * int64_t(kPackSide);
   const int first_output = int(blockIdx.x % across) * kPackSide, taps = packing.taps();
   const bool channels_first = packing.strides[1] <= packing.strides[3];  // neighbours are channels, not taps
@@ -69,12 +62,10 @@ template <typename T, typename Device>
 const T* packed_weight(Device& device, const T* from, const WeightPacking& packing) {
   using Bits = std::conditional_t<sizeof(T) == 2, uint16_t, uint32_t>;
   T* to = device.template scratch<T>(packing.rows() * packing.padded_outputs);
-  const auto squares = [](int64_t length) { return (length + kPackSide - 1) / kPackSide; };
-  const int64_t blocks = squares(packing.rows()) * squares(packing.padded_outputs);
-  // More blocks than a grid can have stay too many, and their launch fails.
-  device.launch({dim3(unsigned(std::min<int64_t>(blocks, UINT_MAX))), dim3(kPackSide, kPackRows), 0},
-                pyramid_conv2d_pack_kernel<Bits>, reinterpret_cast<const Bits*>(from), reinterpret_cast<Bits*>(to),
-                packing);
+  const int64_t blocks =
+      ceil_div<int64_t>(packing.rows(), kPackSide) * ceil_div<int64_t>(packing.padded_outputs, kPackSide);
+  device.launch(row_of_blocks(blocks, dim3(kPackSide, kPackRows)), pyramid_conv2d_pack_kernel<Bits>,
+                reinterpret_cast<const Bits*>(from), reinterpret_cast<Bits*>(to), packing);
   return to;
 }
 

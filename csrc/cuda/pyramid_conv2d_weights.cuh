@@ -3,7 +3,6 @@
 // A *line* is what one axis contributes: a row (or column) of a prior's cells and a tap, for all outputs.
 #pragma once
 #include <algorithm>
-#include <climits>
 #include <vector>
 
 #include "cuda/device.h"
@@ -63,12 +62,6 @@ struct PriorWeights {
   LineRange *row_ranges, *column_ranges;  // (lines)
   LinePair* pairs;                        // (S, kh, kw)
 };
-
-// Host side, but for what torch does. A Device has
-//   busy_blocks                                   of matrix products, that it runs at once
-//   shared_bytes                                  of a block, without asking
-//   T* scratch<T>(int64_t count)                  memory to the end of the call, aligned to 16 bytes
-//   launch(LaunchShape, kernel, arguments...)     on its stream
 
 template <typename Device>
 PriorWeights allocate_weights(Device& device, const Priors& priors) {
@@ -138,9 +131,8 @@ PriorWeights make_weights(Device& device, const Priors& priors) {
   const PriorWeights weights = allocate_weights(device, priors);
   const int64_t lines = int64_t(priors.rows.lines()) + priors.columns.lines();
   const int64_t most = std::max<int64_t>(lines * kWarp, priors.depth());
-  device.launch(
-      {dim3(unsigned(std::min<int64_t>((most + kWeightThreads - 1) / kWeightThreads, 1024))), dim3(kWeightThreads), 0},
-      pyramid_conv2d_weights_kernel, priors, weights);
+  device.launch(row_of_blocks(std::min<int64_t>(ceil_div<int64_t>(most, kWeightThreads), 1024), kWeightThreads),
+                pyramid_conv2d_weights_kernel, priors, weights);
   return weights;
 }
 

@@ -6,7 +6,6 @@
 namespace fastseg {
 namespace {
 
-using torch::headeronly::MemoryFormat;
 using Sizes = std::vector<int64_t>;
 
 void check_sizes(const Sizes& size, const Sizes& bins) {
@@ -22,15 +21,15 @@ void check_sizes(const Sizes& size, const Sizes& bins) {
 struct Problem {
   Pyramid pyramid;
   PoolOrder map, cells;
-  cudaStream_t stream;
 
   Problem(const Tensor& given, const Sizes& size, const Sizes& bins, bool channels_last)
       : pyramid(make_pyramid(size, bins)),
         map{given.size(0), given.size(1), size[0] * size[1], channels_last},
-        cells{given.size(0), given.size(1), pyramid.cells, channels_last},
-        stream(current_stream(given.get_device_index())) {}
+        cells{given.size(0), given.size(1), pyramid.cells, channels_last} {}
 
-  dim3 a_thread_per_cell() const { return pool_grid((cells.size() + kPoolThreads - 1) / kPoolThreads); }
+  LaunchShape a_thread_per_cell() const {
+    return row_of_blocks(ceil_div<int64_t>(cells.size(), kPoolThreads), kPoolThreads);
+  }
 };
 
 // (N, C, S), or with channels_last a dense (N, S, C) seen so.
@@ -57,15 +56,12 @@ void launch_pool(const Problem& p, const Tensor& input, const Tensor& output, in
   for (int axis = 0; axis < 4; ++axis) from.strides[axis] = input.stride(axis);
   PoolOrder order = p.map;
   order.inners = int64_t(p.pyramid.rows.segments) * p.pyramid.columns.all_cells;
-  const Tensor scratch = torch::stable::new_empty(input, {order.size() * int64_t(sizeof(Found))}, ScalarType::Byte);
-  Found* parts = reinterpret_cast<Found*>(scratch.mutable_data_ptr());
-  const auto [shape, tiles, width] = pool_rows_shape(p.map, p.pyramid, kCount, sizeof(Found));
-  pyramid_pool_rows_kernel<Element, kCount, Found>
-      <<<shape.grid, shape.threads, shape.shared, p.stream>>>(from, parts, order, p.pyramid, tiles, width);
-  check_launch("pyramid_pool_rows_kernel");
-  pyramid_pool_cells_kernel<Element, Found><<<p.a_thread_per_cell(), kPoolThreads, 0, p.stream>>>(
-      parts, mutable_device_data<T>(output), indices, order, p.cells, p.pyramid);
-  check_launch("pyramid_pool_cells_kernel");
+  Gpu gpu(input, "pyramid_pool");
+  Found* parts = gpu.scratch<Found>(order.size());
+  const auto [shape, tiles, width] = pool_rows_shape(p.map, p.pyramid, kCount, sizeof(Found), Gpu::shared_bytes);
+  gpu.launch(shape, pyramid_pool_rows_kernel<Element, kCount, Found>, from, parts, order, p.pyramid, tiles, width);
+  gpu.launch(p.a_thread_per_cell(), pyramid_pool_cells_kernel<Element, Found>, parts, mutable_device_data<T>(output),
+             indices, order, p.cells, p.pyramid);
 }
 
 std::tuple<Tensor, Tensor> pyramid_pool(const Tensor& input, Sizes bins, bool max, bool channels_last) {
@@ -98,18 +94,18 @@ PoolCells<typename OnDevice<T>::type> cells_of(const Tensor& tensor) {
 template <typename T, int kCount>
 void launch_spread(const Problem& p, const Tensor& grad, const Tensor& output) {
   using Element = typename OnDevice<T>::type;
-  const auto [shape, tiles, width] = pool_spread_shape(p.map, p.pyramid);
-  pyramid_pool_spread_kernel<Element, kCount><<<shape.grid, shape.threads, shape.shared, p.stream>>>(
-      cells_of<T>(grad), mutable_device_data<T>(output), p.map, p.pyramid, tiles, width);
-  check_launch("pyramid_pool_spread_kernel");
+  const auto [shape, tiles, width] = pool_spread_shape(p.map, p.pyramid, Gpu::shared_bytes);
+  Gpu(grad, "pyramid_pool")
+      .launch(shape, pyramid_pool_spread_kernel<Element, kCount>, cells_of<T>(grad), mutable_device_data<T>(output),
+              p.map, p.pyramid, tiles, width);
 }
 
 template <typename T>
 void launch_scatter(const Problem& p, const Tensor& grad, const Tensor& indices, Tensor& output) {
   torch::stable::zero_(output);
-  pyramid_pool_scatter_kernel<typename OnDevice<T>::type><<<p.a_thread_per_cell(), kPoolThreads, 0, p.stream>>>(
-      cells_of<T>(grad), cells_of<int64_t>(indices), mutable_device_data<T>(output), p.map, p.cells, p.pyramid);
-  check_launch("pyramid_pool_scatter_kernel");
+  Gpu(grad, "pyramid_pool")
+      .launch(p.a_thread_per_cell(), pyramid_pool_scatter_kernel<typename OnDevice<T>::type>, cells_of<T>(grad),
+              cells_of<int64_t>(indices), mutable_device_data<T>(output), p.map, p.cells, p.pyramid);
 }
 
 Tensor pyramid_pool_backward(const Tensor& grad, const Tensor& indices, Sizes bins, bool max, Sizes size,
@@ -118,8 +114,7 @@ Tensor pyramid_pool_backward(const Tensor& grad, const Tensor& indices, Sizes bi
   check_sizes(size, bins);
   const Problem p(grad, size, bins, channels_last);
   Tensor output = torch::stable::empty({grad.size(0), grad.size(1), size[0], size[1]}, grad.scalar_type(), std::nullopt,
-                                       grad.device(), std::nullopt,
-                                       channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+                                       grad.device(), std::nullopt, format(channels_last));
   if (output.numel() == 0) return output;
   with_type<float, Half, BFloat16>(grad.scalar_type(), [&](auto element) {
     using T = decltype(element);

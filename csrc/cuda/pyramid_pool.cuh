@@ -56,16 +56,15 @@ struct PoolRowsShape {
 };
 
 inline PoolRowsShape pool_rows_shape(const PoolOrder& map, const Pyramid& pyramid, int at_once, size_t bytes_each,
-                                     int64_t shared_bytes = 48 * 1024) {
+                                     int64_t shared_bytes) {
   const PoolTiles tiles = pool_tiles(map, pyramid.columns.pixels, pyramid.rows.segments);
   const int64_t most = shared_bytes / int64_t(tiles.channels * bytes_each);
   const int width = int(std::clamp<int64_t>(most, 1, pyramid.columns.pixels));
   const int items = width * tiles.channels / at_once;
-  const int threads = std::min((items + kWarp - 1) / kWarp * kWarp, kPoolThreads);
-  return {{pool_grid(map.images * tiles.across(map.channels) * pyramid.rows.segments), dim3(threads),
-           width * tiles.channels * bytes_each},
-          tiles,
-          width};
+  const int threads = std::min(ceil_div(items, kWarp) * kWarp, kPoolThreads);
+  return {row_of_blocks(map.images * tiles.across(map.channels) * pyramid.rows.segments, threads,
+                        width * tiles.channels * bytes_each),
+          tiles, width};
 }
 
 // A block reduces its tile's rows, column by column: threads own columns and channels, kCount at once. Then threads own

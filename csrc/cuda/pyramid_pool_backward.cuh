@@ -22,15 +22,13 @@ struct PoolSpreadShape {
   int width;  // segments of columns that are held at once
 };
 
-inline PoolSpreadShape pool_spread_shape(const PoolOrder& map, const Pyramid& pyramid,
-                                         int64_t shared_bytes = 48 * 1024) {
+inline PoolSpreadShape pool_spread_shape(const PoolOrder& map, const Pyramid& pyramid, int64_t shared_bytes) {
   const PoolTiles tiles = pool_tiles(map, pyramid.columns.pixels, pyramid.rows.segments);
   const int64_t most = shared_bytes / int64_t(tiles.channels * sizeof(float));
   const int width = int(std::clamp<int64_t>(most, 1, pyramid.columns.segments));
-  return {{pool_grid(map.images * tiles.across(map.channels) * pyramid.rows.segments), dim3(kPoolThreads),
-           width * tiles.channels * sizeof(float)},
-          tiles,
-          width};
+  return {row_of_blocks(map.images * tiles.across(map.channels) * pyramid.rows.segments, kPoolThreads,
+                        width * tiles.channels * sizeof(float)),
+          tiles, width};
 }
 
 // Of means. All pixels of a segment have the same gradient: a block gathers those of its tile from the cells, then its

@@ -2,7 +2,6 @@
 // bins' cells cut each axis into segments, which no cell divides. Coordinates are `int`: kMostProduct sees to it.
 #pragma once
 #include <algorithm>
-#include <climits>
 #include <vector>
 
 #include "cuda/device.h"
@@ -169,7 +168,7 @@ struct PoolTiles {
   int channels;  // of each
   bool channels_last;
 
-  __host__ __device__ __forceinline__ int64_t across(int64_t all) const { return (all + channels - 1) / channels; }
+  __host__ __device__ __forceinline__ int64_t across(int64_t all) const { return ceil_div<int64_t>(all, channels); }
 
   __device__ __forceinline__ PoolTile tile_of(int64_t block, int64_t all_channels, int segments) const {
     const int64_t tile = block / segments, first = tile % across(all_channels) * channels;
@@ -177,9 +176,6 @@ struct PoolTiles {
             int(block % segments)};
   }
 };
-
-// More blocks than a grid can have stay too many, and their launch fails.
-inline dim3 pool_grid(int64_t blocks) { return dim3(unsigned(std::min<int64_t>(blocks, UINT_MAX))); }
 
 // In channels_last few channels make many blocks; else one row of all of them gives each thread of a block something.
 inline PoolTiles pool_tiles(const PoolOrder& map, int columns, int segments) {

@@ -41,6 +41,9 @@ BACKWARD_SLAB = (
     "pyramid_conv2d_backward_slab(Tensor grad, SymInt[] bins, SymInt[] kernel, SymInt[] padding, SymInt[] size, "
     "bool align_corners) -> Tensor"
 )
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MOST_ON_GPU = 2**30  # of what the GPU kernels count in int32
+MOST_CUDA_PRIORS = 256  # in the 4 KB of a launch's arguments
 MOST_CELLS = 256  # more make large matrices of what is then hardly small: they are upsampled
 
 
@@ -85,9 +88,40 @@ def _gathered(grad, bins, kernel, padding, size, align_corners, matrix_of):
     return slab.unflatten(1, (sum(h * w for h, w in pairs(bins)), *kernel))
 
 
-_op = dispatch.register(SCHEMA, reference, composed=composed, native=(), triton=False)
+def _why_not(backend, tensor, size, kernel, outputs, bins, padding):
+    if backend in ("composed", "reference"):
+        return None
+    if tensor.dtype not in DTYPES:
+        return f"no kernel for {tensor.dtype}"
+    sides = [n + 2 * p for n, p in zip(size, padding, strict=True)]
+    lines = max(sum(bins[axis::2]) * kernel[axis] for axis in (0, 1))
+    cells = sum(h * w for h, w in pairs(bins)) * kernel[0] * kernel[1]
+    most = max(sides[0] * sides[1], lines, cells, outputs)
+    if most >= MOST_ON_GPU:
+        return f"outputs, padded pixels, and cells times taps must be below {MOST_ON_GPU}, got {most}"
+    if backend == "native" and len(bins) > 2 * MOST_CUDA_PRIORS:
+        return f"the CUDA kernel takes up to {MOST_CUDA_PRIORS} priors, got {len(bins) // 2}"
+    return None
+
+
+def _why_not_forward(backend, input, weight, slab, bias, bins, padding, align_corners, channels_last):
+    outputs, channels, *kernel = weight.shape
+    if backend == "native" and (channels + 8) * kernel[0] * kernel[1] >= MOST_ON_GPU:
+        return f"channels times taps must be below {MOST_ON_GPU}, got {channels * kernel[0] * kernel[1]}"
+    return _why_not(backend, input, input.shape[2:], kernel, outputs, bins, padding)
+
+
+def _why_not_backward_slab(backend, grad, bins, kernel, padding, size, align_corners):
+    return _why_not(backend, grad, size, kernel, grad.shape[1], bins, padding)
+
+
+_op = dispatch.register(SCHEMA, reference, composed=composed, native=("cuda",), why_not=_why_not_forward)
 _backward_slab = dispatch.register(
-    BACKWARD_SLAB, backward_slab_reference, composed=backward_slab_composed, native=(), triton=False
+    BACKWARD_SLAB,
+    backward_slab_reference,
+    composed=backward_slab_composed,
+    native=("cuda",),
+    why_not=_why_not_backward_slab,
 )
 
 

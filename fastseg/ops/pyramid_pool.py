@@ -32,6 +32,8 @@ BACKWARD = (
 )
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MODES = ("avg", "max")
+MOST_ON_GPU = 2**30  # of what the GPU kernels count in int32
+MOST_CUDA_BINS = 64  # in the 4 KB of a launch's arguments
 
 
 def reference(input, bins, max, channels_last):
@@ -71,14 +73,31 @@ def _in_a_row(pooled, channels_last):
     return cells.mT.contiguous().mT if channels_last else cells.contiguous()
 
 
-def _why_not(backend, tensor, *args):
-    if backend != "reference" and tensor.dtype not in DTYPES:
+def _why_not(backend, tensor, size, bins):
+    if backend == "reference":
+        return None
+    if tensor.dtype not in DTYPES:
         return f"no kernel for {tensor.dtype}"
+    on_gpu = backend == "triton" or tensor.device.type == "cuda"
+    cells = sum(h * w for h, w in pairs(bins))
+    most = max(size[0] * size[1], cells, *((b + 1) * (size[k % 2] + 1) for k, b in enumerate(bins)))
+    if on_gpu and most >= MOST_ON_GPU:
+        return f"pixels, cells, and pixels times cells of an axis must be below {MOST_ON_GPU}, got {most}"
+    if backend == "native" and on_gpu and len(bins) > 2 * MOST_CUDA_BINS:
+        return f"the CUDA kernel takes up to {MOST_CUDA_BINS} bins, got {len(bins) // 2}"
     return None
 
 
-_op = dispatch.register(SCHEMA, reference, native=("cpu",), triton=False, why_not=_why_not)
-_backward_op = dispatch.register(BACKWARD, backward_reference, native=("cpu",), triton=False, why_not=_why_not)
+def _why_not_forward(backend, input, bins, max, channels_last):
+    return _why_not(backend, input, input.shape[2:], bins)
+
+
+def _why_not_backward(backend, grad, indices, bins, max, size, channels_last):
+    return _why_not(backend, grad, size, bins)
+
+
+_op = dispatch.register(SCHEMA, reference, why_not=_why_not_forward)
+_backward_op = dispatch.register(BACKWARD, backward_reference, why_not=_why_not_backward)
 
 
 class _Pool(torch.autograd.Function):

@@ -2,39 +2,14 @@
 // channels_last, the shared memory that a block may fill, then (pixels, taps, padding) of both axes.
 #include "cuda/pyramid_conv2d.cuh"
 
-#include <memory>
-
+#include "cpu.h"
 #include "cuda/pyramid_conv2d_backward_slab.cuh"
-#include "driver.h"
 
 using namespace fastseg;
 using cuda_on_cpu::Array;
+using cuda_on_cpu::Cpu;
 
 namespace {
-
-class Cpu {
- public:
-  int64_t shared_bytes, busy_blocks = 264;
-
-  explicit Cpu(const Array& call) : shared_bytes(call.as<int64_t>()[2]) {}
-
-  template <typename T>
-  T* scratch(int64_t count) {
-    const size_t bytes = count * sizeof(T);
-    scratch_.emplace_back(static_cast<unsigned char*>(malloc(bytes)), &free);
-    memset(scratch_.back().get(), cuda_on_cpu::kPoison, bytes);
-    return reinterpret_cast<T*>(scratch_.back().get());
-  }
-
-  template <typename... Parameters, typename... Arguments>
-  void launch(const LaunchShape& shape, void (*kernel)(Parameters...), const Arguments&... arguments) {
-    cuda_on_cpu::launch({shape.grid, shape.threads, shape.shared, std::max(shape.shared, cuda_on_cpu::kUsualShared)},
-                        kernel, arguments...);
-  }
-
- private:
-  std::vector<std::unique_ptr<unsigned char, decltype(&free)>> scratch_;
-};
 
 Priors priors_of(const Array& bins, const Array& call) {
   const std::vector<int64_t> cells(bins.as<int64_t>(), bins.as<int64_t>() + bins.sizes[0]);
@@ -52,7 +27,7 @@ DRIVER pyramid_conv2d(const Array& image, const Array& weight, const Array& form
   return cuda_on_cpu::report([&] {
     cuda_on_cpu::with_type<float, __half, __nv_bfloat16>(image, [&](auto* from) {
       using T = std::remove_pointer_t<decltype(from)>;
-      Cpu cpu(call);
+      Cpu cpu(132, call.as<int64_t>()[2]);
       PyramidConv<T> p{};
       p.image = from, p.slab = slab.as<T>();
       p.bias = bias.sizes[0] ? bias.as<T>() : nullptr;
@@ -73,7 +48,7 @@ DRIVER pyramid_conv2d_backward_slab(const Array& grad, const Array& form, const 
     cuda_on_cpu::with_type<float, __half, __nv_bfloat16>(grad, [&](auto* from) {
       using T = std::remove_pointer_t<decltype(from)>;
       const int64_t* n = form.as<int64_t>();
-      Cpu cpu(call);
+      Cpu cpu(132, call.as<int64_t>()[2]);
       SlabGradient<T> p{};
       p.grad = from + n[0], p.slab = slab.as<T>();
       std::copy(n + 5, n + 9, p.strides);

@@ -3,13 +3,12 @@
 // may fill.
 #include "cuda/pyramid_pool.cuh"
 
-#include <memory>
-
+#include "cpu.h"
 #include "cuda/pyramid_pool_backward.cuh"
-#include "driver.h"
 
 using namespace fastseg;
 using cuda_on_cpu::Array;
+using cuda_on_cpu::Cpu;
 
 namespace {
 
@@ -24,8 +23,8 @@ struct Problem {
     map = {n[0], n[1], n[2] * n[3], channels_last}, cells = {n[0], n[1], pyramid.cells, channels_last};
   }
 
-  cuda_on_cpu::Launch a_thread_per_cell() const {
-    return {pool_grid((cells.size() + kPoolThreads - 1) / kPoolThreads), kPoolThreads};
+  LaunchShape a_thread_per_cell() const {
+    return row_of_blocks(ceil_div<int64_t>(cells.size(), kPoolThreads), kPoolThreads);
   }
 };
 
@@ -39,20 +38,18 @@ template <int kCount, typename Found, typename T>
 void pool(const Problem& p, const PoolInput<T>& input, T* output, int64_t* indices, int64_t shared_bytes) {
   PoolOrder order = p.map;
   order.inners = int64_t(p.pyramid.rows.segments) * p.pyramid.columns.all_cells;
-  const std::unique_ptr<Found[]> parts(new Found[order.size()]);
-  memset(static_cast<void*>(parts.get()), cuda_on_cpu::kPoison, order.size() * sizeof(Found));
+  Cpu cpu;
+  Found* parts = cpu.scratch<Found>(order.size());
   const auto [shape, tiles, width] = pool_rows_shape(p.map, p.pyramid, kCount, sizeof(Found), shared_bytes);
-  cuda_on_cpu::launch({shape.grid, shape.threads, shape.shared}, pyramid_pool_rows_kernel<T, kCount, Found>, input,
-                      parts.get(), order, p.pyramid, tiles, width);
-  cuda_on_cpu::launch(p.a_thread_per_cell(), pyramid_pool_cells_kernel<T, Found>,
-                      static_cast<const Found*>(parts.get()), output, indices, order, p.cells, p.pyramid);
+  cpu.launch(shape, pyramid_pool_rows_kernel<T, kCount, Found>, input, parts, order, p.pyramid, tiles, width);
+  cpu.launch(p.a_thread_per_cell(), pyramid_pool_cells_kernel<T, Found>, parts, output, indices, order, p.cells,
+             p.pyramid);
 }
 
 template <int kCount, typename T>
 void spread(const Problem& p, const PoolCells<T>& grad, T* output, int64_t shared_bytes) {
   const auto [shape, tiles, width] = pool_spread_shape(p.map, p.pyramid, shared_bytes);
-  cuda_on_cpu::launch({shape.grid, shape.threads, shape.shared}, pyramid_pool_spread_kernel<T, kCount>, grad, output,
-                      p.map, p.pyramid, tiles, width);
+  Cpu().launch(shape, pyramid_pool_spread_kernel<T, kCount>, grad, output, p.map, p.pyramid, tiles, width);
 }
 
 }  // namespace
