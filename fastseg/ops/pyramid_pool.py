@@ -78,12 +78,13 @@ def _why_not(backend, tensor, size, bins):
         return None
     if tensor.dtype not in DTYPES:
         return f"no kernel for {tensor.dtype}"
-    on_gpu = backend == "triton" or tensor.device.type == "cuda"
-    cells = sum(h * w for h, w in pairs(bins))
-    most = max(size[0] * size[1], cells, *((b + 1) * (size[k % 2] + 1) for k, b in enumerate(bins)))
-    if on_gpu and most >= MOST_ON_GPU:
-        return f"pixels, cells, and pixels times cells of an axis must be below {MOST_ON_GPU}, got {most}"
-    if backend == "native" and on_gpu and len(bins) > 2 * MOST_CUDA_BINS:
+    is_cuda = backend == "native" and tensor.device.type == "cuda"
+    if backend == "triton" or is_cuda:
+        cells = sum(h * w for h, w in pairs(bins))
+        most = max(cells, *((b + 1) * (size[k % 2] + 1) for k, b in enumerate(bins)), is_cuda * size[0] * size[1])
+        if most >= MOST_ON_GPU:
+            return f"cells, pixels times cells of an axis, and for CUDA pixels must be below {MOST_ON_GPU}, got {most}"
+    if is_cuda and len(bins) > 2 * MOST_CUDA_BINS:
         return f"the CUDA kernel takes up to {MOST_CUDA_BINS} bins, got {len(bins) // 2}"
     return None
 
