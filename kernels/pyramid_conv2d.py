@@ -249,7 +249,9 @@ def pyramid_conv2d_backward_slab(grad, bins, kernel, padding, size, align_corner
 def launches():
     """(what, *launch) of each choice of blocks, dtype and layout, for the compile gates."""
 
-    def case(form, shape, outputs, bins, kernel=(3, 3), padding=(1, 1), align_corners=False, biased=False):
+    def case(
+        form, shape, outputs, bins, kernel=(3, 3), padding=(1, 1), align_corners=False, biased=False, gradient=False
+    ):
         layout, dtype, *tf32 = form.split()
         memory, dtype = memory_format(layout == "channels_last"), getattr(torch, dtype)
 
@@ -263,11 +265,16 @@ def launches():
         what = f"{form} {'x'.join(map(str, shape))} to {outputs}, {bins} {kernel}{' bias' if biased else ''}"
         how = bins, padding, align_corners, products
         yield what, *plan(input, weight, slab, new(outputs) if biased else None, output, *how)
-        yield what, *backward_slab_plan(output, bins, kernel, padding, shape[2:], align_corners, products)[0]
+        if gradient:
+            yield what, *backward_slab_plan(output, bins, kernel, padding, shape[2:], align_corners, products)[0]
 
-    pyramid = 1, 1, 2, 2, 3, 3, 6, 6
-    for form in ("NCHW float32", "channels_last float32 tf32", "NCHW float16", "channels_last bfloat16"):
-        for images, side in ((16, 60), (2, 60), (1, 60), (1, 30)) if "16" in form else ((1, 60),):
-            yield from case(form, (images, 2048, side, side), 512, pyramid)
-    for form in ("NCHW bfloat16", "channels_last float32"):
-        yield from case(form, (2, 37, 9, 11), 21, (1, 3), (1, 3), (0, 2), align_corners=True, biased=True)
+    def pyramid(form, images, side, gradient=False):
+        return case(form, (images, 2048, side, side), 512, (1, 1, 2, 2, 3, 3, 6, 6), gradient=gradient)
+
+    yield from pyramid("NCHW float32", 1, 60, gradient=True)
+    yield from pyramid("channels_last float32 tf32", 1, 60, gradient=True)
+    yield from pyramid("channels_last bfloat16", 16, 60, gradient=True)
+    yield from pyramid("NCHW float16", 2, 60)
+    yield from pyramid("channels_last bfloat16", 1, 60)
+    yield from pyramid("NCHW float16", 1, 30)
+    yield from case("NCHW bfloat16", (2, 37, 9, 11), 21, (1, 3), (1, 3), (0, 2), align_corners=True, biased=True)

@@ -8,8 +8,6 @@ channels of channels_last, else along the columns.
 Precision: float32 in a fixed order, rounded once at the store.
 """
 
-import itertools
-
 import torch
 
 from fastseg.kernels.launch import launch
@@ -46,11 +44,15 @@ def pyramid_pool_backward(grad, indices, bins, max, size, channels_last):
 def launches():
     """(what, *launch) of each kind of block, mode, dtype and layout, for the compile gates."""
     large, small = ((1, 2048, 60, 60), (1, 1, 2, 2, 3, 3, 6, 6)), ((2, 48, 7, 300), (1, 1, 9, 5))
-    for channels_last, max in itertools.product((False, True), repeat=2):
-        for dtype, (shape, bins) in ((torch.float32, large), (torch.bfloat16, large), (torch.float16, small)):
-            input = torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format(channels_last))
-            output, indices = (new_cells(input, bins, kind, channels_last) for kind in (dtype, torch.int64))
-            layout, mode = "channels_last" if channels_last else "NCHW", "max" if max else "avg"
-            what = f"{layout} {'x'.join(map(str, shape))} {mode} of {bins} {dtype}"
-            for one in (*plan(input, output, indices, bins, max), backward_plan(output, indices, input, bins, max)):
-                yield what, *one
+    for channels_last, max, dtype, (shape, bins) in (
+        (False, False, torch.float32, large),
+        (True, False, torch.bfloat16, large),
+        (True, True, torch.float32, large),
+        (False, True, torch.float16, small),
+    ):
+        input = torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format(channels_last))
+        output, indices = (new_cells(input, bins, kind, channels_last) for kind in (dtype, torch.int64))
+        layout, mode = "channels_last" if channels_last else "NCHW", "max" if max else "avg"
+        what = f"{layout} {'x'.join(map(str, shape))} {mode} of {bins} {dtype}"
+        for one in (*plan(input, output, indices, bins, max), backward_plan(output, indices, input, bins, max)):
+            yield what, *one
