@@ -18,6 +18,8 @@ Equivalent to:
 Pyramid scene parsing: arXiv 1612.01105, section 3.2.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
@@ -232,15 +234,23 @@ def pyramid_conv2d(input, priors, weight, bias=None, padding=1, align_corners=Fa
     _check_shapes(input, weight, bias, priors, padding)
     bins = tuple(side for prior in priors for side in prior.shape[2:])
     cells = sum(prior.shape[2] * prior.shape[3] for prior in priors)
+    if torch.jit.is_tracing():  # to which sizes are tensors
+        interpolate = functools.partial(F.interpolate, mode="bilinear")
+        return _upsampled(input, priors, weight, bias, padding, align_corners, interpolate)
     if not 0 < cells <= MOST_CELLS:
-        upsampled = [upsample_bilinear(prior, input.shape[2:], align_corners) for prior in priors]
-        return F.conv2d(torch.cat([input, *upsampled], 1), weight, bias, padding=padding)
+        return _upsampled(input, priors, weight, bias, padding, align_corners, upsample_bilinear)
     channels = [x.shape[1] for x in (input, *priors)]
     how, channels_last = (bins, padding, align_corners), is_channels_last(input)
     if torch.compiler.is_exporting():  # PyTorch's own ops, right for all sizes
         own, slab = _halves(weight, join(priors), bins, channels)
         return _convolved(input, own, slab, bias, *how, channels_last, interpolation_matrix)
     return _PyramidConv.apply(input, weight, join(priors), bias, how, channels, channels_last)
+
+
+def _upsampled(input, priors, weight, bias, padding, align_corners, upsample):
+    """The convolution of the concatenation."""
+    upsampled = [upsample(prior, input.shape[2:], align_corners=align_corners) for prior in priors]
+    return F.conv2d(torch.cat([input, *upsampled], 1), weight, bias, padding=padding)
 
 
 def _check_tensors(input, weight, bias, priors):

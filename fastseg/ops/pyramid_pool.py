@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from fastseg import dispatch
 from fastseg.ops.layout import is_channels_last, laid_out
 from fastseg.ops.precision import widened
+from fastseg.ops.recording import is_recording
 
 # bins: h0, w0, h1, w1, ... . output: (N, C, S) with the strides of a dense (N, C, S), or with `channels_last` of a
 # dense (N, S, C). indices: of the maxima, int64, with output's shape and strides; of shape (0,) for means.
@@ -156,8 +157,9 @@ def pyramid_pool(input, bins=(1, 2, 3, 6), mode="avg"):
     The results have the input's dtype (under autocast too) and its order of channels in memory; they are views of one
     tensor. Differentiable any number of times. Raises TypeError or ValueError for wrong arguments.
 
-    In a model that is exported (torch.export, torch.onnx) it is PyTorch's own matrix products, or masked maxima, right
-    for every size of input; there, means with a NaN or inf under them spread it over their row and column of cells.
+    In a model that is exported or traced (torch.export, torch.onnx, torch.jit.trace) it is PyTorch's own matrix
+    products, or masked maxima, right for every size of input; there, means with a NaN or inf under them spread it over
+    their row and column of cells.
     """
     if not isinstance(input, torch.Tensor) or not input.is_floating_point():
         got = input.dtype if isinstance(input, torch.Tensor) else type(input).__name__
@@ -167,7 +169,7 @@ def pyramid_pool(input, bins=(1, 2, 3, 6), mode="avg"):
     if mode not in MODES:
         raise ValueError(f"pyramid_pool: mode must be one of {', '.join(MODES)}, got {mode!r}")
     sizes = _flat(bins)
-    if torch.compiler.is_exporting():
+    if is_recording(input):
         return [_exported(input, size, mode) for size in pairs(sizes)]
     output, _ = _Pool.apply(input, sizes, mode == "max", is_channels_last(input))
     return split(output, sizes)
