@@ -118,7 +118,7 @@ def check_backward(case, grad, schedule, **how):
 @cuda_on_cpu.each_schedule
 @pytest.mark.parametrize(
     "case, channels_last",
-    [(case, i % 2 == 0) for i, case in enumerate(CASES)] + [("pyramid", False), ("sums in parts", True)],
+    [(case, i % 2 == 0) for i, case in enumerate(CASES)] + [("pyramid", False)],
 )
 def test_value(case, channels_last, schedule):
     check_forward(CASES[case], random_tensors(CASES[case], torch.float32)[:4], channels_last, schedule)
@@ -141,8 +141,11 @@ def test_wide_tiles(dtype, schedule):
 
 
 @cuda_on_cpu.each_schedule
-@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16), ids=str)
-@pytest.mark.parametrize("case", ("pyramid", "no padding", "several tiles of pixels"))
+@pytest.mark.parametrize(
+    "case, dtype",
+    [("pyramid", torch.bfloat16), ("no padding", torch.float16), ("several tiles of pixels", torch.float16)],
+    ids=str,
+)
 def test_half_precision(case, dtype, schedule):
     *tensors, grad = random_tensors(CASES[case], dtype)
     check_forward(CASES[case], tensors, dtype == torch.bfloat16, schedule)
@@ -150,7 +153,7 @@ def test_half_precision(case, dtype, schedule):
 
 
 @cuda_on_cpu.each_schedule
-@pytest.mark.parametrize("layout", ("channels_last", "sliced", "transposed"))
+@pytest.mark.parametrize("layout", ("channels_last", "sliced"))
 def test_strides_of_the_weight(layout, schedule):
     """It comes as the first channels of a larger one."""
     case = Case((1, 20, 3, 4), 34, (1, 2))

@@ -86,8 +86,8 @@ DRIVER pyramid_pool_backward(const Array& grad, const Array& grad_form, const Ar
       const PoolCells<T> given = cells_of<T>(grad, grad_form);
       T* to = grad_input.as<T>();
       if (max)
-        cuda_on_cpu::launch(p.a_thread_per_cell(), pyramid_pool_scatter_kernel<T>, given,
-                            cells_of<int64_t>(indices, indices_form), to, p.map, p.cells, p.pyramid);
+        Cpu().launch(p.a_thread_per_cell(), pyramid_pool_scatter_kernel<T>, given,
+                     cells_of<int64_t>(indices, indices_form), to, p.map, p.cells, p.pyramid);
       else if (vectors)
         spread<kPerVector<T>>(p, given, to, shared_bytes);
       else
