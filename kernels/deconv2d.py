@@ -20,6 +20,8 @@ import torch
 
 from fastseg.kernels import deconv2d_depthwise, deconv2d_depthwise_gradients, deconv2d_forward, deconv2d_gradients
 from fastseg.kernels.deconv2d_blocks import added_up
+from fastseg.kernels.launch import launch
+from fastseg.kernels.products import precision
 from fastseg.ops.layout import memory_format
 
 
@@ -42,18 +44,6 @@ def backward_weight_plan(grad, input, stride, dilation, groups, *how):
     depthwise = input.shape[1] == grad.shape[1] == groups
     of = deconv2d_depthwise_gradients if depthwise else deconv2d_gradients
     return of.backward_weight_plan(grad, input, stride, dilation, groups, *how)
-
-
-def precision(dtype):
-    """What products are computed in, as tl.dot names it: half precision has no choice, and is exact in either."""
-    exact = dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision != "tf32"
-    return "ieee" if exact else "tf32"
-
-
-def launch(like, kernel, grid, arguments, constants):
-    if grid[0] > 0:
-        with torch.cuda.device_of(like):
-            kernel[grid](*arguments, **constants)
 
 
 def deconv2d(input, weight, bias, skip, stride, dilation, groups, window, channels_last):

@@ -10,8 +10,6 @@ import triton.language as tl
 
 from fastseg.ops.layout import laid_out, memory_format
 
-PROGRAMS = 264  # two for each multiprocessor of an H200: what a launch needs to keep it busy
-
 
 def best_block(length, sizes, overhead):
     """The best block to cut a length into, if a block costs as much as `overhead` elements beside its own."""
@@ -44,15 +42,6 @@ def pixels_of(tile, rows, column_blocks, BOX_H: tl.constexpr, BOX_W: tl.constexp
     column = offs % BOX_W if ALONG_ROWS else offs // BOX_H
     row += tile // column_blocks * BOX_H
     return (row // rows).to(tl.int64), row % rows, tile % column_blocks * BOX_W + column
-
-
-def shared_out(blocks, programs):
-    """(parts, blocks in each part) of a sum over blocks that so many programs would compute at once.
-
-    At least 4 blocks in a part, as the sums of all parts are written and read again.
-    """
-    each = max(triton.cdiv(blocks, max(PROGRAMS // programs, 1)), 4)
-    return max(triton.cdiv(blocks, each), 1), each
 
 
 def empty(parts, shape, like, channels_last):

@@ -15,8 +15,9 @@ they write outputs; with blocks of 64, for want of pixels in one image, as often
 import triton
 import triton.language as tl
 
-from fastseg.kernels.deconv2d_blocks import PROGRAMS, best_block, box, pixels_of, power_of_2
+from fastseg.kernels.deconv2d_blocks import best_block, box, pixels_of, power_of_2
 from fastseg.kernels.deconv2d_geometry import geometry, offset_of, offset_of_phase, rows_of_phase, steps, strides
+from fastseg.kernels.products import PROGRAMS
 from fastseg.ops.layout import memory_format
 
 

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from fastseg.kernels.bilinear import fraction, low_index, neighbour, outputs_of, scale, span, span_count
+from fastseg.kernels.launch import launch
 from fastseg.ops.layout import memory_format
 
 ROWS_PER_PROGRAM = 16  # of output; rows between few input rows are shared out, or some GPUs would idle
@@ -194,12 +195,6 @@ def backward_plan(grad, grad_input, align_corners):
     arguments = (grad, grad_input, c, h, w, H, W, *blocks, *scales, *grad.stride(), *grad_input.stride())
     constants |= {"ALIGN_CORNERS": align_corners}
     return upsample_bilinear_backward_kernel, (n * h * blocks[0] * blocks[1],), arguments, constants
-
-
-def launch(like, kernel, grid, arguments, constants):
-    if grid[0] > 0:
-        with torch.cuda.device_of(like):
-            kernel[grid](*arguments, **constants)
 
 
 def empty(like, size, channels_last):

@@ -30,6 +30,12 @@ MUST_HOLD = {
     "upsample_cross_entropy_kernel": (),
     # Reads sums that are a hundredth of what the kernel above computes.
     "upsample_cross_entropy_gather_kernel": (),
+    # NCHW, and channels that are not whole vectors, are read one by one.
+    "pyramid_pool_rows_kernel": (),
+    # In both languages. These read what others have reduced, to a fiftieth or so; their stores are what is wide.
+    "pyramid_pool_cells_kernel": (),
+    "pyramid_pool_spread_kernel": (),
+    "pyramid_pool_scatter_kernel": (),
     # CUDA C++. float32 is not rounded to TF32, so FMA units multiply it.
     "deconv2d_fma_kernel": ("wide_loads",),
     "deconv2d_mma_kernel": ("HMMA", "wide_loads"),
@@ -41,7 +47,22 @@ MUST_HOLD = {
     "deconv2d_depthwise_kernel": (),
     "deconv2d_depthwise_backward_input_kernel": (),
     "deconv2d_depthwise_backward_weight_kernel": (),
-    # Triton. Tensor cores multiply all but IEEE float32, as is asked below.
+    "pyramid_conv2d_fma_kernel": ("wide_loads",),
+    "pyramid_conv2d_mma_kernel": ("HMMA", "wide_loads"),
+    # Turn a weight of any strides; compute tables.
+    "pyramid_conv2d_pack_kernel": (),
+    "pyramid_conv2d_weights_kernel": (),
+    # Reads the few sums that a product is cut into.
+    "pyramid_conv2d_sum_kernel": (),
+    # Reads a gradient of any strides; then what is left of it, from the caches.
+    "pyramid_conv2d_columns_kernel": (),
+    "pyramid_conv2d_rows_kernel": (),
+    # Triton. Memory bounds them, and some variants load 16 bytes, as is asked below.
+    "pyramid_pool_segments_kernel": (),
+    "pyramid_pool_backward_kernel": (),
+    # Tensor cores multiply all but IEEE float32, as is asked below.
+    "pyramid_conv2d_kernel": (),
+    "pyramid_conv2d_backward_slab_kernel": (),
     "deconv2d_kernel": (),
     "deconv2d_backward_input_kernel": (),
     "deconv2d_backward_weight_kernel": (),
@@ -104,19 +125,18 @@ def test_the_expected_instructions(rows):
 
 
 def test_dense_channels_are_loaded_by_16_bytes(triton):
-    """By the bilinear kernels, which memory bounds, where a pixel's channels are whole vectors."""
-    rows = [
-        row
-        for row in triton
-        if row["launch"].startswith("channels_last 2x64x") and row["kernel"].startswith("upsample_bilinear")
-    ]
-    assert {row["kernel"] for row in rows} == {"upsample_bilinear_kernel", "upsample_bilinear_backward_kernel"}
+    """By the kernels that memory bounds, where a pixel's channels are whole vectors."""
+    bound = {"upsample_bilinear_kernel", "upsample_bilinear_backward_kernel", "pyramid_pool_segments_kernel"}
+    many = "channels_last 2x64x", "channels_last 1x2048x"
+    rows = [row for row in triton if row["launch"].startswith(many) and row["kernel"] in bound]
+    assert {row["kernel"] for row in rows} == bound
     assert [row for row in rows if row["wide_loads"] == 0] == []
 
 
 def test_tensor_cores_multiply(triton):
-    """In every product of deconv2d's Triton kernels but those of IEEE float32."""
+    """In every product of Triton kernels but those of IEEE float32."""
     products = {"deconv2d_kernel", "deconv2d_backward_input_kernel", "deconv2d_backward_weight_kernel"}
+    products |= {"pyramid_conv2d_kernel", "pyramid_conv2d_backward_slab_kernel"}
     rows = [row for row in triton if row["kernel"] in products and re.search("float16|tf32", row["launch"])]
     assert {row["kernel"] for row in rows} == products
     assert [row for row in rows if row[{"80": "HMMA", "90": "HGMMA"}[row["arch"]]] == 0] == []

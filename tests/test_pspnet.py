@@ -306,6 +306,21 @@ def test_exported_with_dynamic_sizes(case):
             torch.testing.assert_close(logits, model(x)[name], rtol=1e-4, atol=1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # shapes are checked as the traced ones
+@pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("case", ("the authors'", "other bins"))
+def test_traced(case):
+    """As PyTorch's own ops, right at sizes other than the traced one, and below its number of cells."""
+    model = build(**CASES[case])
+    traced = torch.jit.trace(model, torch.randn(1, 3, 65, 65), strict=False)
+    assert "fastseg::" not in str(traced.inlined_graph)
+    for shape in ((1, 3, 65, 65), (2, 3, 97, 33), (1, 3, 9, 17)):
+        x = torch.randn(shape)
+        for name, logits in traced(x).items():
+            torch.testing.assert_close(logits, model(x)[name], rtol=1e-4, atol=1e-4)
+
+
 def test_compiled(small):
     compiled, x = torch.compile(small, fullgraph=True, backend="aot_eager"), torch.randn(2, 3, 41, 57)
     for name, logits in compiled(x).items():

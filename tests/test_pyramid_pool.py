@@ -1,6 +1,7 @@
 """pyramid_pool and its gradients against F.adaptive_avg_pool2d and F.adaptive_max_pool2d, on every backend."""
 
 import os
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from hypothesis import strategies as st
 
 import fastseg
 from fastseg.ops import pyramid_pool
+from fastseg.ops.pyramid_pool import _why_not_backward, _why_not_forward
 
 OP = "pyramid_pool"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -33,23 +35,23 @@ PSPNET = (1, 2, 3, 6)
 each_mode = pytest.mark.parametrize("mode", STOCK)
 pytestmark = pytest.mark.usefixtures("one_thread")
 
+FEW = (1, 3)  # of 10 cells: each bin takes the interpreter long
 # name: (shape, bins); small enough for the interpreter, one reason each.
 CASES = {
-    "divisible": ((2, 5, 12, 18), PSPNET),  # no cell overlaps another
-    "overlapping": ((1, 5, 13, 11), PSPNET),
-    "primes": ((1, 3, 17, 13), (2, 3, 5, 7)),  # boundaries that few bins share
-    "one bin of one cell": ((2, 3, 9, 8), (1,)),
-    "rectangles": ((1, 3, 7, 11), ((1, 4), (5, 2), (7, 1))),
-    "the map's own size": ((1, 3, 5, 4), ((5, 4), 5)),
-    "larger than the map": ((1, 3, 2, 5), (6, (1, 9), 3)),  # a pixel lies in many cells
-    "one pixel": ((2, 3, 1, 1), PSPNET),
-    "one row": ((1, 4, 1, 23), PSPNET),
-    "one column": ((1, 4, 23, 1), PSPNET),
-    "a bin twice": ((1, 3, 6, 7), (3, 1, 3)),
-    "many bins": ((1, 1, 6, 7), (1, 2, 3, 4, 5)),
-    "one channel": ((2, 1, 9, 7), PSPNET),  # channels_last looks contiguous
-    "33 channels": ((1, 33, 7, 8), (1, 3)),  # one more than a vector or block
-    "long rows": ((1, 3, 4, 131), (1, 2, 3)),
+    "divisible": ((2, 5, 4, 6), (1, 2)),  # no cell overlaps another
+    "overlapping": ((1, 5, 5, 7), (2, 3)),
+    "one bin of one cell": ((1, 3, 5, 4), (1,)),
+    "rectangles": ((1, 3, 3, 5), ((1, 4), (2, 3))),
+    "the map's own size": ((1, 3, 2, 3), ((2, 3), 2)),
+    "larger than the map": ((1, 3, 2, 3), (4, (1, 5))),  # a pixel lies in many cells
+    "one pixel": ((2, 3, 1, 1), FEW),
+    "one row": ((1, 4, 1, 11), FEW),
+    "one column": ((1, 4, 11, 1), (1, 2)),
+    "a bin twice": ((1, 3, 3, 4), (2, 1, 2)),
+    "many bins": ((1, 1, 2, 3), (1, 2, 1, 1, 1)),
+    "one channel": ((2, 1, 3, 4), (1, 2)),  # channels_last looks contiguous
+    "33 channels": ((1, 33, 3, 4), (1, 2)),  # one more than a vector or block
+    "long rows": ((1, 3, 2, 131), (1, 3)),
 }
 
 
@@ -63,6 +65,12 @@ def ours(bins, mode):
 
 def stock(bins, mode):
     return lambda x: in_a_row([STOCK[mode](x, bin) for bin in bins])
+
+
+def some_layouts(x, backend, device):
+    """All, but for the slow interpreter."""
+    forms = list(layouts(x.to(device)).values())
+    return forms[1:2] if (backend, device) == INTERPRETER else forms
 
 
 def compare(case, mode, backend, device, dtype=torch.float32, **how):
@@ -97,6 +105,10 @@ def test_expanded_gradient(mode, backend, device):
 @pytest.mark.parametrize(
     "shape, dtype",
     [
+        ((2, 5, 12, 18), torch.float32),  # no cell overlaps another
+        ((1, 5, 13, 11), torch.float32),
+        ((1, 4, 1, 23), torch.float32),
+        ((2, 3, 3, 2), torch.float32),
         ((1, 70, 60, 60), torch.float32),
         ((2, 40, 63, 97), torch.bfloat16),  # sums of thousands
         ((1, 40, 65, 129), torch.float16),
@@ -119,28 +131,27 @@ def test_means_of_what_is_alike(backend, device):
 @each_place(OP)
 def test_equal_maxima(backend, device):
     """The gradient goes to the first, in every layout."""
-    for values in (torch.randint(3, (2, 4, 9, 11)), torch.zeros(2, 4, 9, 11), torch.full((2, 4, 9, 11), -torch.inf)):
-        x, upstream = values.float(), torch.randint(1, 9, (2, 4, 50)).float()
-        wanted = value_and_grad(stock(PSPNET, "max"), x, upstream)
-        forms = list(layouts(x.to(device)).values())
-        for given in forms[1:2] if (backend, device) == INTERPRETER else forms:
-            with fastseg.use_backend(backend):
-                got = value_and_grad(ours(PSPNET, "max"), given, upstream.to(device))
-            assert all(torch.equal(y.cpu(), truth) for y, truth in zip(got, wanted, strict=True))
+    x, upstream = torch.randint(3, (1, 4, 5, 7)).float(), torch.randint(1, 9, (1, 4, 10)).float()
+    x[0, 2], x[0, 3] = 0.0, -torch.inf
+    wanted = value_and_grad(stock(FEW, "max"), x, upstream)
+    for given in some_layouts(x, backend, device):
+        with fastseg.use_backend(backend):
+            got = value_and_grad(ours(FEW, "max"), given, upstream.to(device))
+        assert all(torch.equal(y.cpu(), truth) for y, truth in zip(got, wanted, strict=True))
 
 
 @each_place(OP)
 @each_mode
 def test_nan_and_inf(mode, backend, device):
     """They reach the cells over them, and the pixels under them, and no other; of several NaN the last is largest."""
-    x, upstream = torch.randn(1, 4, 7, 8), torch.randn(1, 4, 50)
+    x, upstream = torch.randn(1, 4, 5, 7), torch.randn(1, 4, 10)
     for c, value in enumerate((float("nan"), float("inf"), -float("inf"))):
-        x[0, c, 1, 2] = x[0, c, 1, 3] = x[0, c, 5, 6] = upstream[0, c, 3] = upstream[0, c, 20] = value
-    x[0, 3, 0, 0], x[0, 3, 6, 7] = float("inf"), -float("inf")
-    wanted = value_and_grad(stock(PSPNET, mode), x, upstream)
-    for given in layouts(x.to(device)).values():
+        x[0, c, 1, 2] = x[0, c, 1, 3] = x[0, c, 4, 6] = upstream[0, c, 3] = upstream[0, c, 6] = value
+    x[0, 3, 0, 0], x[0, 3, 4, 6] = float("inf"), -float("inf")
+    wanted = value_and_grad(stock(FEW, mode), x, upstream)
+    for given in some_layouts(x, backend, device):
         with fastseg.use_backend(backend):
-            got = value_and_grad(ours(PSPNET, mode), given, upstream.to(device))
+            got = value_and_grad(ours(FEW, mode), given, upstream.to(device))
         assert all(torch.equal(special(y.cpu()), special(truth)) for y, truth in zip(got, wanted, strict=True))
     assert got[0].isnan().any() and got[1].isnan().any()
 
@@ -149,21 +160,21 @@ def test_nan_and_inf(mode, backend, device):
 @pytest.mark.parametrize("scale", (60000, 1e-6))
 def test_big_and_small_magnitudes(scale, backend, device):
     """Sums far beyond float16, of means within it, and subnormals."""
-    x, functions = (torch.rand(1, 3, 16, 15) * scale).half(), (ours(PSPNET, "avg"), stock(PSPNET, "avg"))
+    x, functions = (torch.rand(1, 3, 16, 15) * scale).half(), (ours((1, 2), "avg"), stock((1, 2), "avg"))
     check_differentiable(*functions, x, backend, device, roundings=4)
 
 
 @each_place(OP)
 @each_mode
 def test_empty_batch_and_expanded_input(mode, backend, device):
-    x, upstream = torch.randn(2, 4, 7, 6, device=device), torch.randn(2, 4, 50, device=device)
+    x, upstream = torch.randn(2, 4, 3, 2, device=device), torch.randn(2, 4, 10, device=device)
     with fastseg.use_backend(backend):
-        value, grad = value_and_grad(ours(PSPNET, mode), x[:0], upstream[:0])
-        assert value.shape == (0, 4, 50) and grad.shape == (0, 4, 7, 6)
-        for axis in range(4):
+        value, grad = value_and_grad(ours(FEW, mode), x[:0], upstream[:0])
+        assert value.shape == (0, 4, 10) and grad.shape == (0, 4, 3, 2)
+        for axis in (1, 3) if (backend, device) == INTERPRETER else range(4):
             one = x.narrow(axis, 0, 1)
             many = one.expand(*(3 if i == axis else -1 for i in range(4)))
-            torch.testing.assert_close(ours((1, 3), mode)(many), ours((1, 3), mode)(many.contiguous()))
+            torch.testing.assert_close(ours((2,), mode)(many), ours((2,), mode)(many.contiguous()))
 
 
 @each_place(OP, without=[INTERPRETER])  # which copies whole storages
@@ -254,15 +265,15 @@ def test_gradcheck(mode):
 @each_mode
 def test_gradient_of_the_gradient(mode, backend, device):
     """The gradient of <upstream, op(x)>'s gradient, by upstream, pools what comes in, or takes it at the maxima."""
-    x, v = torch.randn(2, 1, 3, 7, 6).to(device)
-    upstream = torch.randn(1, 3, 50, device=device, requires_grad=True)
+    x, v = torch.randn(2, 1, 3, 5, 4).to(device)
+    upstream = torch.randn(1, 3, 5, device=device, requires_grad=True)
     with fastseg.use_backend(backend):
-        (grad,) = torch.autograd.grad(ours(PSPNET, mode)(x.requires_grad_()), x, upstream, create_graph=True)
+        (grad,) = torch.autograd.grad(ours((1, 2), mode)(x.requires_grad_()), x, upstream, create_graph=True)
         (twice,) = torch.autograd.grad(grad, upstream, v)
         if mode == "avg":
-            assert torch.equal(twice, ours(PSPNET, "avg")(v))
+            assert torch.equal(twice, ours((1, 2), "avg")(v))
         else:
-            places = [F.adaptive_max_pool2d(x, b, return_indices=True)[1].flatten(2) for b in PSPNET]
+            places = [F.adaptive_max_pool2d(x, b, return_indices=True)[1].flatten(2) for b in (1, 2)]
             assert torch.equal(twice, v.flatten(2).gather(2, torch.cat(places, 2)))
 
 
@@ -361,6 +372,22 @@ def test_autocast_func_grad_and_inference_mode():
     with torch.inference_mode():
         inferred = ours(PSPNET, "avg")(x.requires_grad_())
     assert not inferred.requires_grad and torch.equal(inferred, ours(PSPNET, "avg")(x))
+
+
+def test_what_gpu_kernels_refuse():
+    """What they count in int32, or pass as arguments of a launch, has an end."""
+    x = torch.empty(1, 1, 2**15, 2**15, device="meta")
+    for why_not, given in ((_why_not_forward, (x,)), (_why_not_backward, (torch.empty(1, 1, 1), x))):
+        how = (False, x.shape[2:], False) if len(given) == 2 else (False, False)
+        assert "below 1073741824, got 10738" in why_not("triton", *given, [1, 2**15], *how)
+        assert why_not("triton", *given, [1, 1], *how) is None
+        assert why_not("native", *given, [1, 1] * 65, *how) is None  # on a CPU
+    cuda = SimpleNamespace(dtype=torch.float32, device=torch.device("cuda"), shape=x.shape)
+    assert "below 1073741824, got 1073741824" in _why_not_forward("native", cuda, [1, 1], False, False)
+    cuda.shape = torch.Size((1, 1, 9, 9))
+    assert "up to 64 bins, got 65" in _why_not_forward("native", cuda, [1, 1] * 65, False, False)
+    assert _why_not_forward("native", cuda, [1, 1] * 64, False, False) is None
+    assert "torch.float64" in _why_not_forward("native", x.double(), [1, 1], False, False)
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,9 @@ namespace {
 constexpr int64_t kBlock = 64;         // channels in channels_last: 256 bytes of each pixel; kWide in NCHW
 constexpr int64_t kScratch = 1 << 16;  // floats of all segments: they stay in the L2 cache
 constexpr int64_t kGrain = 32768;      // pixels that are worth waking a thread for
+constexpr int64_t kLongest = 1 << 24;  // segment: float holds the number of each of its rows
+
+constexpr int64_t kNowhere = std::numeric_limits<int64_t>::max();  // after all pixels
 
 struct Range {
   int64_t begin, end;
@@ -47,6 +50,7 @@ Axis axis_of(int64_t length, const std::vector<int64_t>& bins, size_t side) {
       axis.edges.push_back(cells.back().begin), axis.edges.push_back(cells.back().end);
     }
   }
+  for (int64_t edge = kLongest; edge < length; edge += kLongest) axis.edges.push_back(edge);
   std::sort(axis.edges.begin(), axis.edges.end());
   axis.edges.erase(std::unique(axis.edges.begin(), axis.edges.end()), axis.edges.end());
   for (auto& cells : axis.cells)
@@ -178,17 +182,75 @@ void average(const Problem& problem, const Tensor& input, Tensor& output) {
   });
 }
 
-// The larger of two values, or a NaN; of equals the first in the map.
-struct Largest {
-  float value = -std::numeric_limits<float>::infinity();
-  int64_t pixel = -1;  // none yet
+// If `other` counts rather than `value`, replaces it and its place. A NaN is the largest; of equals the first counts,
+// of NaNs the last. What is kept is read in any case: a condition would keep loops over this from becoming vectors.
+template <typename Place>
+FASTSEG_INLINE void take(float other, Place other_place, bool other_is_first, float& value, Place& place) {
+  const float old = value;
+  const Place old_place = place;
+  const bool better =
+      (other > old) | ((other == old) & other_is_first) | ((other != other) & ((old == old) | !other_is_first));
+  value = better ? other : old;
+  place = better ? other_place : old_place;
+}
 
-  void take(float other, int64_t at) {
-    const bool is_better = pixel < 0 || other > value || (other != other && value == value);
-    const bool is_earlier = at < pixel && (other == value || (other != other && value != value));
-    if (is_better || is_earlier) value = other, pixel = at;
-  }
-};
+// value[a][b] = the largest of so many rows, at[a][b] = its row, counted from the first. What is left over of whole
+// vectors of b is taken with its neighbours, so that it is one: to take a number twice changes nothing.
+template <typename T>
+FASTSEG_CLONES void take_rows(const T* from, int64_t row, int64_t rows, int64_t from_a, int64_t from_b, int64_t count_a,
+                              int64_t count_b, float* __restrict value, float* __restrict at) {
+  std::fill_n(value, count_a * count_b, -std::numeric_limits<float>::infinity());
+  std::fill_n(at, count_a * count_b, 0.0f);
+  const int64_t whole = count_b < kWide ? count_b : count_b / kWide * kWide;
+  for (int64_t y = 0; y < rows; ++y)
+    for (int64_t a = 0; a < count_a; ++a)
+      for (int64_t b = 0, end = whole; b < count_b; b = end == count_b ? end : count_b - kWide, end = count_b) {
+        const T* numbers = from + y * row + a * from_a;
+        const int64_t i = a * count_b;
+        const float number = float(y);
+        if (from_b == 1) {
+          for (int64_t k = b; k < end; ++k) take(to_float(numbers[k]), number, false, value[i + k], at[i + k]);
+        } else {
+          for (int64_t k = b; k < end; ++k) take(to_float(numbers[k * from_b]), number, false, value[i + k], at[i + k]);
+        }
+      }
+}
+
+// Some rows of channels at each column: value[x][k] and at[x][k]. `from`: the first row of the first channel.
+template <typename T>
+void take_rows(const T* from, const Tensor& input, int64_t rows, int64_t count, std::vector<float>& scratch,
+               float* value, float* at) {
+  const int64_t width = input.size(3), channel = input.stride(1), row = input.stride(2), column = input.stride(3);
+  if (channel == 1) return take_rows(from, row, rows, column, 1, width, count, value, at);
+  scratch.resize(2 * width * count);
+  float *values = scratch.data(), *places = values + width * count;
+  for (int64_t k = 0; k < count; ++k)
+    take_rows(from + k * channel, row, rows, 0, column, 1, width, values + k * width, places + k * width);
+  convert(values, 1, width, width, count, value, count);
+  convert(places, 1, width, width, count, at, count);
+}
+
+// Of neighbouring columns, from pixel `first` on, in a map of that width.
+FASTSEG_CLONES void take_columns(const float* value, const float* at, int64_t columns, int64_t count, int64_t first,
+                                 int64_t width, float* __restrict largest, int64_t* __restrict pixels) {
+  std::fill_n(largest, count, -std::numeric_limits<float>::infinity());
+  std::fill_n(pixels, count, kNowhere);
+  for (int64_t x = 0; x < columns; ++x)
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t pixel = int32_t(at[x * count + k]) * width + first + x;
+      take(value[x * count + k], pixel, pixel < pixels[k], largest[k], pixels[k]);
+    }
+}
+
+// Of neighbouring segments, and of what was found before.
+FASTSEG_CLONES void take_segments(const float* value, const int64_t* at, int64_t segments, int64_t count,
+                                  float* __restrict largest, int64_t* __restrict pixels) {
+  for (int64_t s = 0; s < segments; ++s)
+    for (int64_t k = 0; k < count; ++k) {
+      const int64_t pixel = at[s * count + k];
+      take(value[s * count + k], pixel, pixel < pixels[k], largest[k], pixels[k]);
+    }
+}
 
 template <typename T>
 void largest(const Problem& problem, const Tensor& input, Tensor& output, Tensor& indices) {
@@ -197,29 +259,31 @@ void largest(const Problem& problem, const Tensor& input, Tensor& output, Tensor
   T* to = output.mutable_data_ptr<T>();
   int64_t* to_index = indices.mutable_data_ptr<int64_t>();
   problem.for_each_task([&] {
-    std::vector<Largest> segments;
-    return [&, segments](int64_t n, int64_t c, int64_t count) mutable {
-      segments.assign(problem.segments() * count, {});
-      for (int64_t r = 0; r < vertical.segments(); ++r)
-        for (int64_t y = vertical.edges[r]; y < vertical.edges[r + 1]; ++y)
-          for (int64_t s = 0; s < horizontal.segments(); ++s)
-            for (int64_t x = horizontal.edges[s]; x < horizontal.edges[s + 1]; ++x)
-              for (int64_t k = 0; k < count; ++k)
-                segments[problem.segment(r, s) * count + k].take(
-                    to_float(from[n * input.stride(0) + (c + k) * input.stride(1) + y * input.stride(2) +
-                                  x * input.stride(3)]),
-                    y * horizontal.length() + x);
-      for_each_cell(vertical, horizontal, [&](int64_t number, Range rows, Range columns) {
-        for (int64_t k = 0; k < count; ++k) {
-          Largest found;
-          for (int64_t r = rows.begin; r < rows.end; ++r)
-            for (int64_t s = columns.begin; s < columns.end; ++s) {
-              const Largest& segment = segments[problem.segment(r, s) * count + k];
-              found.take(segment.value, segment.pixel);
-            }
-          const int64_t at = n * output.stride(0) + (c + k) * output.stride(1) + number * output.stride(2);
-          to[at] = from_float<T>(found.value), to_index[at] = found.pixel;
+    const int64_t width = horizontal.length();
+    std::vector<float> line(width * problem.block), rows(line.size()), values(problem.segments() * problem.block),
+        value(problem.block), scratch;
+    std::vector<int64_t> pixels(values.size()), pixel(problem.block);
+    return [&, width, line, rows, values, value, scratch, pixels, pixel](int64_t n, int64_t c, int64_t count) mutable {
+      for (int64_t r = 0; r < vertical.segments(); ++r) {
+        const int64_t y = vertical.edges[r];
+        take_rows(from + n * input.stride(0) + c * input.stride(1) + y * input.stride(2), input,
+                  vertical.edges[r + 1] - y, count, scratch, line.data(), rows.data());
+        for (int64_t s = 0; s < horizontal.segments(); ++s) {
+          const int64_t x = horizontal.edges[s], at = problem.segment(r, s) * count;
+          take_columns(&line[x * count], &rows[x * count], horizontal.edges[s + 1] - x, count, y * width + x, width,
+                       &values[at], &pixels[at]);
         }
+      }
+      for_each_cell(vertical, horizontal, [&](int64_t number, Range rows, Range columns) {
+        std::fill(value.begin(), value.end(), -std::numeric_limits<float>::infinity());
+        std::fill(pixel.begin(), pixel.end(), kNowhere);
+        for (int64_t r = rows.begin; r < rows.end; ++r) {
+          const int64_t at = problem.segment(r, columns.begin) * count;
+          take_segments(&values[at], &pixels[at], columns.size(), count, value.data(), pixel.data());
+        }
+        const int64_t at = n * output.stride(0) + c * output.stride(1) + number * output.stride(2);
+        put(value.data(), count, 1.0f, to + at, output.stride(1));
+        for (int64_t k = 0; k < count; ++k) to_index[at + k * output.stride(1)] = pixel[k];
       });
     };
   });

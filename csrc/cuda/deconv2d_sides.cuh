@@ -12,11 +12,6 @@ namespace fastseg {
 
 constexpr int64_t kLongestSide = int64_t(1) << 29;  // sums of two of them are numbers too
 
-template <typename Number>
-__host__ __device__ __forceinline__ Number ceil_div(Number whole, Number part) {
-  return (whole + part - 1) / part;
-}
-
 // A tensor of four axes, any strides.
 template <typename T>
 struct View {
@@ -98,15 +93,5 @@ struct Deconv {
 
   int64_t all_channels() const { return int64_t(groups) * channels; }
 };
-
-// Host side, but for what torch does. A Device has
-//   multiprocessors                               to keep busy
-//   T* scratch<T>(int64_t count)                  memory to the end of the call, aligned to 16 bytes
-//   launch(LaunchShape, kernel, arguments...)     on its stream
-
-// More blocks than a grid can have stay too many, and their launch fails.
-inline LaunchShape row_of_blocks(int64_t blocks, dim3 threads, size_t shared = 0) {
-  return {dim3(unsigned(std::min<int64_t>(blocks, UINT_MAX))), threads, shared};
-}
 
 }  // namespace fastseg

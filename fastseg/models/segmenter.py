@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg.models.preprocess import IMAGENET
-from fastseg.nn.recording import is_recording
 from fastseg.ops import upsample_argmax, upsample_bilinear
+from fastseg.ops.recording import is_recording
 
 
 def upsampled(logits, size, align_corners):

@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastseg.nn.recording import is_recording
 from fastseg.ops import deconv2d
+from fastseg.ops.recording import is_recording
 
 
 def bilinear_kernel(height, width):

@@ -18,6 +18,8 @@ Equivalent to:
 Pyramid scene parsing: arXiv 1612.01105, section 3.2.
 """
 
+import functools
+
 import torch
 import torch.nn.functional as F
 
@@ -41,6 +43,9 @@ BACKWARD_SLAB = (
     "pyramid_conv2d_backward_slab(Tensor grad, SymInt[] bins, SymInt[] kernel, SymInt[] padding, SymInt[] size, "
     "bool align_corners) -> Tensor"
 )
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MOST_ON_GPU = 2**30  # of what the GPU kernels count in int32
+MOST_CUDA_PRIORS = 256  # in the 4 KB of a launch's arguments
 MOST_CELLS = 256  # more make large matrices of what is then hardly small: they are upsampled
 
 
@@ -85,9 +90,40 @@ def _gathered(grad, bins, kernel, padding, size, align_corners, matrix_of):
     return slab.unflatten(1, (sum(h * w for h, w in pairs(bins)), *kernel))
 
 
-_op = dispatch.register(SCHEMA, reference, composed=composed, native=(), triton=False)
+def _why_not(backend, tensor, size, kernel, outputs, bins, padding):
+    if backend in ("composed", "reference"):
+        return None
+    if tensor.dtype not in DTYPES:
+        return f"no kernel for {tensor.dtype}"
+    sides = [n + 2 * p for n, p in zip(size, padding, strict=True)]
+    lines = max(sum(bins[axis::2]) * kernel[axis] for axis in (0, 1))
+    cells = sum(h * w for h, w in pairs(bins)) * kernel[0] * kernel[1]
+    most = max(sides[0] * sides[1], lines, cells, outputs)
+    if most >= MOST_ON_GPU:
+        return f"outputs, padded pixels, and cells times taps must be below {MOST_ON_GPU}, got {most}"
+    if backend == "native" and len(bins) > 2 * MOST_CUDA_PRIORS:
+        return f"the CUDA kernel takes up to {MOST_CUDA_PRIORS} priors, got {len(bins) // 2}"
+    return None
+
+
+def _why_not_forward(backend, input, weight, slab, bias, bins, padding, align_corners, channels_last):
+    outputs, channels, *kernel = weight.shape
+    if backend == "native" and (channels + 8) * kernel[0] * kernel[1] >= MOST_ON_GPU:
+        return f"channels times taps must be below {MOST_ON_GPU}, got {channels * kernel[0] * kernel[1]}"
+    return _why_not(backend, input, input.shape[2:], kernel, outputs, bins, padding)
+
+
+def _why_not_backward_slab(backend, grad, bins, kernel, padding, size, align_corners):
+    return _why_not(backend, grad, size, kernel, grad.shape[1], bins, padding)
+
+
+_op = dispatch.register(SCHEMA, reference, composed=composed, native=("cuda",), why_not=_why_not_forward)
 _backward_slab = dispatch.register(
-    BACKWARD_SLAB, backward_slab_reference, composed=backward_slab_composed, native=(), triton=False
+    BACKWARD_SLAB,
+    backward_slab_reference,
+    composed=backward_slab_composed,
+    native=("cuda",),
+    why_not=_why_not_backward_slab,
 )
 
 
@@ -198,15 +234,23 @@ def pyramid_conv2d(input, priors, weight, bias=None, padding=1, align_corners=Fa
     _check_shapes(input, weight, bias, priors, padding)
     bins = tuple(side for prior in priors for side in prior.shape[2:])
     cells = sum(prior.shape[2] * prior.shape[3] for prior in priors)
+    if torch.jit.is_tracing():  # to which sizes are tensors
+        interpolate = functools.partial(F.interpolate, mode="bilinear")
+        return _upsampled(input, priors, weight, bias, padding, align_corners, interpolate)
     if not 0 < cells <= MOST_CELLS:
-        upsampled = [upsample_bilinear(prior, input.shape[2:], align_corners) for prior in priors]
-        return F.conv2d(torch.cat([input, *upsampled], 1), weight, bias, padding=padding)
+        return _upsampled(input, priors, weight, bias, padding, align_corners, upsample_bilinear)
     channels = [x.shape[1] for x in (input, *priors)]
     how, channels_last = (bins, padding, align_corners), is_channels_last(input)
     if torch.compiler.is_exporting():  # PyTorch's own ops, right for all sizes
         own, slab = _halves(weight, join(priors), bins, channels)
         return _convolved(input, own, slab, bias, *how, channels_last, interpolation_matrix)
     return _PyramidConv.apply(input, weight, join(priors), bias, how, channels, channels_last)
+
+
+def _upsampled(input, priors, weight, bias, padding, align_corners, upsample):
+    """The convolution of the concatenation."""
+    upsampled = [upsample(prior, input.shape[2:], align_corners=align_corners) for prior in priors]
+    return F.conv2d(torch.cat([input, *upsampled], 1), weight, bias, padding=padding)
 
 
 def _check_tensors(input, weight, bias, priors):

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from fastseg import dispatch
 from fastseg.ops.layout import is_channels_last, laid_out
 from fastseg.ops.precision import widened
+from fastseg.ops.recording import is_recording
 
 # bins: h0, w0, h1, w1, ... . output: (N, C, S) with the strides of a dense (N, C, S), or with `channels_last` of a
 # dense (N, S, C). indices: of the maxima, int64, with output's shape and strides; of shape (0,) for means.
@@ -32,6 +33,8 @@ BACKWARD = (
 )
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MODES = ("avg", "max")
+MOST_ON_GPU = 2**30  # of what the GPU kernels count in int32
+MOST_CUDA_BINS = 64  # in the 4 KB of a launch's arguments
 
 
 def reference(input, bins, max, channels_last):
@@ -71,14 +74,32 @@ def _in_a_row(pooled, channels_last):
     return cells.mT.contiguous().mT if channels_last else cells.contiguous()
 
 
-def _why_not(backend, tensor, *args):
-    if backend != "reference" and tensor.dtype not in DTYPES:
+def _why_not(backend, tensor, size, bins):
+    if backend == "reference":
+        return None
+    if tensor.dtype not in DTYPES:
         return f"no kernel for {tensor.dtype}"
+    is_cuda = backend == "native" and tensor.device.type == "cuda"
+    if backend == "triton" or is_cuda:
+        cells = sum(h * w for h, w in pairs(bins))
+        most = max(cells, *((b + 1) * (size[k % 2] + 1) for k, b in enumerate(bins)), is_cuda * size[0] * size[1])
+        if most >= MOST_ON_GPU:
+            return f"cells, pixels times cells of an axis, and for CUDA pixels must be below {MOST_ON_GPU}, got {most}"
+    if is_cuda and len(bins) > 2 * MOST_CUDA_BINS:
+        return f"the CUDA kernel takes up to {MOST_CUDA_BINS} bins, got {len(bins) // 2}"
     return None
 
 
-_op = dispatch.register(SCHEMA, reference, native=("cpu",), triton=False, why_not=_why_not)
-_backward_op = dispatch.register(BACKWARD, backward_reference, native=("cpu",), triton=False, why_not=_why_not)
+def _why_not_forward(backend, input, bins, max, channels_last):
+    return _why_not(backend, input, input.shape[2:], bins)
+
+
+def _why_not_backward(backend, grad, indices, bins, max, size, channels_last):
+    return _why_not(backend, grad, size, bins)
+
+
+_op = dispatch.register(SCHEMA, reference, why_not=_why_not_forward)
+_backward_op = dispatch.register(BACKWARD, backward_reference, why_not=_why_not_backward)
 
 
 class _Pool(torch.autograd.Function):
@@ -136,8 +157,9 @@ def pyramid_pool(input, bins=(1, 2, 3, 6), mode="avg"):
     The results have the input's dtype (under autocast too) and its order of channels in memory; they are views of one
     tensor. Differentiable any number of times. Raises TypeError or ValueError for wrong arguments.
 
-    In a model that is exported (torch.export, torch.onnx) it is PyTorch's own matrix products, or masked maxima, right
-    for every size of input; there, means with a NaN or inf under them spread it over their row and column of cells.
+    In a model that is exported or traced (torch.export, torch.onnx, torch.jit.trace) it is PyTorch's own matrix
+    products, or masked maxima, right for every size of input; there, means with a NaN or inf under them spread it over
+    their row and column of cells.
     """
     if not isinstance(input, torch.Tensor) or not input.is_floating_point():
         got = input.dtype if isinstance(input, torch.Tensor) else type(input).__name__
@@ -147,7 +169,7 @@ def pyramid_pool(input, bins=(1, 2, 3, 6), mode="avg"):
     if mode not in MODES:
         raise ValueError(f"pyramid_pool: mode must be one of {', '.join(MODES)}, got {mode!r}")
     sizes = _flat(bins)
-    if torch.compiler.is_exporting():
+    if is_recording(input):
         return [_exported(input, size, mode) for size in pairs(sizes)]
     output, _ = _Pool.apply(input, sizes, mode == "max", is_channels_last(input))
     return split(output, sizes)
