@@ -18,15 +18,28 @@ SLOW_TO_COMPILE = True
 @dataclass(frozen=True)
 class Case:
     name: str
-    side: int = 520  # what torchvision evaluates at
-    quick: bool = True
+    size: tuple = (520, 520)  # what torchvision evaluates at
+    quick: bool = False
+
+    @property
+    def network(self):
+        return self.name.split(",")[0]
+
+    @property
+    def images(self):
+        return 1, 3, *self.size
 
     @property
     def detail(self):
-        return f"1x3x{self.side}x{self.side}"
+        return "x".join(map(str, self.images))
 
 
-CASES = (Case("deeplabv3_resnet50"), Case("fcn_resnet50", quick=False))
+CASES = (
+    Case("deeplabv3_resnet50", quick=True),
+    Case("deeplabv3_resnet50, VOC", (513, 513)),
+    Case("deeplabv3_resnet50, Cityscapes", (1024, 2048)),
+    Case("fcn_resnet50"),
+)
 CLASSES = 21  # of VOC
 
 
@@ -60,18 +73,18 @@ def _torchvision(case):
     """Random weights, the same at every call. No auxiliary head: predict() does not run ours either."""
     with torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
-        build = getattr(torchvision_segmentation(), case.name)
+        build = getattr(torchvision_segmentation(), case.network)
         network = build(weights=None, weights_backbone=None, num_classes=CLASSES, aux_loss=False)
     return network.eval().requires_grad_(False)
 
 
 def inputs(case, device, dtype):
     random = torch.Generator().manual_seed(1)
-    return (torch.randn(1, 3, case.side, case.side, generator=random).to(device, dtype),)
+    return (torch.randn(case.images, generator=random).to(device, dtype),)
 
 
 def ours(case):
-    network = getattr(models, case.name)(num_classes=CLASSES, aux_loss=False)
+    network = getattr(models, case.network)(num_classes=CLASSES, aux_loss=False)
     network.load_state_dict(_torchvision(case).state_dict())
     return Predict(network)
 
@@ -91,5 +104,5 @@ def checker(case, inputs):
 def flops(case):
     """Of torchvision's network, counted on the meta device; padding counts like pixels."""
     with FlopCounterMode(display=False) as counter:
-        _torchvision(case).to("meta")(torch.empty(1, 3, case.side, case.side, device="meta"))
+        _torchvision(case).to("meta")(torch.empty(case.images, device="meta"))
     return counter.get_total_flops()
