@@ -18,24 +18,30 @@ SLOW_TO_COMPILE = True
 
 @dataclass(frozen=True)
 class Case:
-    name: str  # "network", or "network at side"
-    side: int = 520  # what torchvision evaluates at
-    quick: bool = True
+    name: str  # "network", or "network, images"
+    size: tuple = (520, 520)  # what torchvision evaluates at
+    quick: bool = False
+
+    @property
+    def images(self):
+        return 1, 3, *self.size
 
     @property
     def network(self):
-        return self.name.split()[0]
+        return self.name.split(",")[0]
 
     @property
     def detail(self):
-        return f"1x3x{self.side}x{self.side}"
+        return "x".join(map(str, self.images))
 
 
 CASES = (
-    Case("deeplabv3_resnet50"),
-    Case("fcn_resnet50", quick=False),
-    Case("pspnet_resnet50 at 473", 473, quick=False),  # what its authors train at
-    Case("pspnet_resnet50 at 713", 713, quick=False),
+    Case("deeplabv3_resnet50", quick=True),
+    Case("deeplabv3_resnet50, VOC", (513, 513)),
+    Case("deeplabv3_resnet50, Cityscapes", (1024, 2048)),
+    Case("fcn_resnet50"),
+    Case("pspnet_resnet50, ADE20K", (473, 473)),  # what its authors train at
+    Case("pspnet_resnet50, Cityscapes", (713, 713)),
 )
 CLASSES = 21  # of VOC
 
@@ -104,7 +110,7 @@ def _plain(case):
 
 def inputs(case, device, dtype):
     random = torch.Generator().manual_seed(1)
-    return (torch.randn(1, 3, case.side, case.side, generator=random).to(device, dtype),)
+    return (torch.randn(case.images, generator=random).to(device, dtype),)
 
 
 def ours(case):
@@ -131,5 +137,5 @@ def checker(case, inputs):
 def flops(case):
     """Of the plain network, counted on the meta device; padding counts like pixels."""
     with FlopCounterMode(display=False) as counter:
-        _plain(case).to("meta")(torch.empty(1, 3, case.side, case.side, device="meta"))
+        _plain(case).to("meta")(torch.empty(case.images, device="meta"))
     return counter.get_total_flops()

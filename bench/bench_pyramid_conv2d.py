@@ -1,6 +1,5 @@
 """pyramid_conv2d and its gradients: the convolution of PSPNet's head, over 2048 channels and 4 priors of 512."""
 
-import functools
 import math
 from dataclasses import dataclass
 
@@ -8,14 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from fastseg import ops
+from fastseg.bench.channels import CHECKED, gradient_judge, output_judge
 from fastseg.bench.passes import BACKWARD, BOTH, FORWARD
-from fastseg.bench.values import value_judge
 
 TITLE = "pyramid_conv2d: 3x3 convolution with upsampled priors, and its gradients (peer: F.conv2d of the concatenation)"
 OP = "pyramid_conv2d"
 PASSES = (FORWARD, BACKWARD, BOTH)
 BINS = (1, 2, 3, 6)
-CHECKED = 16  # every so many channels: all of them in float64 take minutes on a CPU
 
 
 @dataclass(frozen=True)
@@ -80,55 +78,11 @@ def peer(case):
 
 
 def checker(case, inputs):
-    x, weight, *priors = inputs
-
-    def judge_in(memory_format):
-        @functools.cache
-        def output(i, dtype):
-            tensors = [x[i : i + 1], weight[::CHECKED], *(prior[i : i + 1] for prior in priors)]
-            return peer(case)(*(t.to(dtype, memory_format=memory_format) for t in tensors))[0]
-
-        return value_judge(len(x), lambda i: output(i, torch.float64), lambda i: output(i, x.dtype))
-
-    judge = _either(judge_in)
-    return lambda y: judge(y[:, ::CHECKED])
+    return output_judge(peer(case), inputs, weights=(1,))
 
 
 def gradient_checker(case, inputs, upstream):
-    """The gradients of some channels, and of their weights, are those of a convolution of these channels alone."""
-
-    def judge_in(memory_format):
-        @functools.cache
-        def gradients(dtype):
-            few = [x.detach()[:, ::CHECKED].to(dtype, memory_format=memory_format).requires_grad_() for x in inputs]
-            return torch.autograd.grad(peer(case)(*few), few, upstream.to(dtype, memory_format=memory_format))
-
-        def judge_of(k):
-            def of(dtype):
-                return lambda i: gradients(dtype)[k][i]
-
-            return value_judge(len(inputs[k]), of(torch.float64), of(inputs[k].dtype))
-
-        judges = [judge_of(k) for k in range(len(inputs))]
-
-        def judge(got):
-            reasons = (judge(gradient[:, ::CHECKED]) for judge, gradient in zip(judges, got, strict=True))
-            return next((reason for reason in reasons if reason), None)
-
-        return judge
-
-    return _either(judge_in)
-
-
-def _either(judge_in):
-    """In one memory format or the other PyTorch is as far off: on a CPU the two differ fourfold, either way round."""
-    judges = [judge_in(memory_format) for memory_format in (torch.contiguous_format, torch.channels_last)]
-
-    def judge(result):
-        reasons = [judge(result) for judge in judges]
-        return None if None in reasons else reasons[-1]
-
-    return judge
+    return gradient_judge(peer(case), inputs, upstream)
 
 
 def bytes(case, dtype, which):

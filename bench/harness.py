@@ -46,13 +46,14 @@ def is_slow(bench):
     return getattr(bench, "SLOW_TO_COMPILE", False)
 
 
-def cases_of(bench, quick):
-    return [case for case in bench.CASES if case.quick or not quick]
+def cases_of(bench, quick, device):
+    cases = [case for case in bench.CASES if case.quick or not quick]
+    return [case for case in cases if bench.fits(case, device)] if hasattr(bench, "fits") else cases
 
 
 def work(bench, device, dtype, quick):
     """(Given, pass) of everything to measure."""
-    for case in cases_of(bench, quick):
+    for case in cases_of(bench, quick, device):
         given = Given(bench, case, device, dtype)
         for which in passes_of(bench):
             torch._dynamo.reset()  # else earlier compilations serve another pass, or count against this one's limit
@@ -144,6 +145,7 @@ def measure(given, which, effort, ceilings, tell=lambda what: None):
     amounts = {
         "bytes": declared(given.bench, "bytes", given.case, given.dtype, which=which),
         "flops": declared(given.bench, "flops", given.case, which=which),
+        "executed_flops": declared(given.bench, "executed_flops", given.case, which=which),
     }
     for index, seconds in samples.items():
         entries[index] |= _statistics(seconds)

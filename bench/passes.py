@@ -3,6 +3,8 @@
     forward   inference: the output; no graph is recorded
     backward  the gradients, of a graph that is recorded in advance and kept; of the output nothing is kept
     both      a step of training from scratch: the graph, the output, the gradients
+    input gradient, weight gradient
+              as backward, of the first input alone or of the second; the others have None for a gradient
 
 Gradients are those of every floating-point input, for the bench's upstream gradient of the output. They are returned,
 as to the layer before, and not added to what an earlier call left. What forward keeps for backward counts for "both"
@@ -17,6 +19,8 @@ from torch._functorch import config as compile_config
 from torch.autograd.graph import get_gradient_edge
 
 FORWARD, BACKWARD, BOTH = "forward", "backward", "both"
+INPUT_GRADIENT, WEIGHT_GRADIENT = "input gradient", "weight gradient"
+ALONE = {INPUT_GRADIENT: 0, WEIGHT_GRADIENT: 1}
 
 
 def passes_of(bench):
@@ -66,7 +70,7 @@ class Given:
         """A function of a pass's result: None, or why it is wrong."""
         if which == FORWARD:
             return self._judge_output
-        if which == BACKWARD:
+        if which == BACKWARD or which in ALONE:
             return self._judge_gradients
         of_output, of_gradients = self._judge_output, self._judge_gradients
         return lambda result: of_output(result[0].detach()) or of_gradients(result[1])
@@ -77,7 +81,8 @@ class Given:
         if which == FORWARD:
             return lambda: function(*inputs)
         upstream = None if self.upstream is None else self._in_format(self.upstream, memory_format)
-        inputs = [x.detach().requires_grad_(x.is_floating_point()) for x in inputs]
+        wanted = [x.is_floating_point() and k == ALONE.get(which, k) for k, x in enumerate(inputs)]
+        inputs = [x.detach().requires_grad_(differentiable) for x, differentiable in zip(inputs, wanted, strict=True)]
         leaves = [x for x in inputs if x.requires_grad]
         if which == BOTH:
             return functools.partial(_both, function, inputs, leaves, upstream)
@@ -86,7 +91,10 @@ class Given:
             output = function(*inputs)
         upstream = torch.ones_like(output) if upstream is None else upstream
         edge = get_gradient_edge(output)  # without the output's memory
-        return lambda: torch.autograd.grad(edge, leaves, upstream, retain_graph=True)
+        gradients = functools.partial(torch.autograd.grad, edge, leaves, upstream, retain_graph=True)
+        if which not in ALONE:
+            return gradients
+        return lambda: tuple(gradients()[0] if differentiable else None for differentiable in wanted)
 
     def _in_format(self, x, memory_format):
         if x.dim() != 4:

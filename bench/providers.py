@@ -50,4 +50,4 @@ def _backends(bench, device):
     if not hasattr(bench, "OP"):
         return ("",)
     slow = ("reference", "triton") if device == "cpu" else ("reference",)  # Triton on a CPU is its interpreter
-    return [backend for backend in fastseg.backends(bench.OP, device) if backend not in slow]
+    return [backend for backend in fastseg.backends(bench.OP, device) if backend not in slow] or ("",)

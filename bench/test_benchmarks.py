@@ -17,7 +17,7 @@ DTYPE = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
 
 def _quick():
     for name, bench in harness.discover().items():
-        for case in harness.cases_of(bench, quick=True):
+        for case in harness.cases_of(bench, True, DEVICE):
             for which in passes_of(bench):
                 for provider in harness.competitors(bench, case, which, DEVICE, quick=True):
                     parts = (name, label(bench, case, which), provider.name, provider.layout)

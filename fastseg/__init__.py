@@ -16,5 +16,18 @@ if (_root / "kernels" / "__init__.py").exists() and (_root / "setup.py").exists(
 from fastseg import inference, metrics, models, nn, ops  # noqa: E402
 from fastseg.dispatch import backends, use_backend  # noqa: E402
 from fastseg.extension import build_info  # noqa: E402
+from fastseg.folding import fold  # noqa: E402
+from fastseg.nn.freezing import freeze_bn  # noqa: E402
 
-__all__ = ["backends", "build_info", "inference", "metrics", "models", "nn", "ops", "use_backend"]
+__all__ = [
+    "backends",
+    "build_info",
+    "fold",
+    "freeze_bn",
+    "inference",
+    "metrics",
+    "models",
+    "nn",
+    "ops",
+    "use_backend",
+]

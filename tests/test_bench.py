@@ -9,9 +9,19 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from fastseg import cli
-from fastseg.bench import bench_upsample_bilinear, bench_upsample_cross_entropy, harness, heads, memory, report
+from fastseg.bench import (
+    bench_atrous_conv2d,
+    bench_atrous_pyramid,
+    bench_upsample_bilinear,
+    bench_upsample_cross_entropy,
+    harness,
+    heads,
+    memory,
+    report,
+)
 from fastseg.bench.labels import label_judge
 from fastseg.bench.passes import Given
 from fastseg.bench.providers import Provider, providers
@@ -346,3 +356,46 @@ def test_the_reference_passes_and_another_function_does_not(bench, dtype, monkey
     for which in bench.PASSES:
         reason = given.judge(which)(Provider("eager", "NCHW", peer=True).prepare(given, which)())
         assert "error" in reason or "off by" in reason
+
+
+ATROUS = (
+    (bench_atrous_conv2d, bench_atrous_conv2d.Case("tiny", (2, 32, 9, 9), 32, 3)),
+    (bench_atrous_pyramid, bench_atrous_pyramid.Case("tiny", (2, 32, 9, 9), (2, 4))),
+)
+
+
+@pytest.mark.parametrize("bench, case", ATROUS, ids=lambda x: getattr(x, "OP", ""))
+def test_large_convolutions_are_judged_by_some_of_their_channels(bench, case):
+    for which in bench.PASSES:
+        given = Given(bench, case, CPU, torch.float32)
+        for layout in ("NCHW", "channels_last"):
+            result = Provider("fastseg", layout, peer=False).prepare(given, which)()
+            assert given.judge(which)(result) is None
+        results = [result] if which == "forward" else result
+        assert [x is None for x in results] == {
+            "input gradient": [False, True],
+            "weight gradient": [True, False],
+        }.get(which, [False] * len(results))
+        wrong = [None if x is None else x.flip(0) for x in results]
+        assert "error" in given.judge(which)(wrong[0] if which == "forward" else wrong)
+
+
+def test_executed_flops():
+    """Of the forward pass the planner's, of the weight's gradient the valid products: here counted one by one."""
+    case = bench_atrous_conv2d.Case("tiny", (2, 4, 9, 7), 5, 3)
+    valid = F.conv2d(torch.ones(2, 4, 9, 7), torch.ones(5, 4, 3, 3), padding=3, dilation=3).sum().item()
+    assert bench_atrous_conv2d.executed_flops(case, "weight gradient") == pytest.approx(2 * valid)
+    large = bench_atrous_conv2d.Case("large", (8, 2048, 65, 65), 256, 24)
+    share = bench_atrous_conv2d.executed_flops(large, "forward") / bench_atrous_conv2d.flops(large, "forward")
+    assert 0.5 < share < 0.7 and large.detail.endswith(f"{100 * share:.0f} % executed")
+
+
+def test_cases_that_take_minutes_are_left_out_of_a_device():
+    bench = fake_bench(fits=lambda case, device: device.type == "cuda")
+    assert harness.cases_of(bench, False, CPU) == []
+    assert harness.cases_of(bench, False, torch.device("cuda")) == list(bench.CASES)
+
+
+def test_an_op_with_only_a_reference_is_timed_as_dispatch_chooses():
+    names = [(p.name, p.backend) for p in providers(bench_atrous_conv2d, "cpu", compiles=False) if not p.peer]
+    assert names == [("fastseg", None)] * 2

@@ -4,7 +4,7 @@ DeepLabv3 and FCN on ResNets are `Segmenter`s with torchvision's state dicts, PS
 code; FCN-32s, 16s and 8s are `SkipFCN`s with the state dicts of the authors' Caffe networks.
 """
 
-from fastseg.models.deeplabv3 import deeplabv3_resnet50, deeplabv3_resnet101
+from fastseg.models.deeplabv3 import DeepLabV3, deeplabv3_resnet50, deeplabv3_resnet101
 from fastseg.models.fcn import fcn_resnet50, fcn_resnet101
 from fastseg.models.fcn_alexnet import fcn8s_alexnet, fcn16s_alexnet, fcn32s_alexnet
 from fastseg.models.fcn_googlenet import fcn8s_googlenet, fcn16s_googlenet, fcn32s_googlenet
@@ -50,4 +50,4 @@ def get_model(name, **keywords):
     return _FACTORIES[name](**keywords)
 
 
-__all__ = ["PSPNet", "Segmenter", "SkipFCN", "get_model", "list_models", *_FACTORIES]
+__all__ = ["DeepLabV3", "PSPNet", "Segmenter", "SkipFCN", "get_model", "list_models", *_FACTORIES]

@@ -63,7 +63,7 @@ def factory_arguments(state_dict):
     """The keywords for the factory of these weights' network, such as {"num_classes": 21, "aux_loss": True}.
 
     The last layer of "classifier", of "cls" or "score_fr", says how many classes; without one, "num_classes" is left
-    out. A PSPNet's stem shows, and where weights of a SkipFCN come from, but not for VGG.
+    out. A PSPNet's stem shows, a DeepLabv3's form and head, and where weights of a SkipFCN come from, but not for VGG.
     """
     if "score_fr.weight" in state_dict:
         return _skip_fcn_arguments(state_dict)
@@ -78,6 +78,10 @@ def factory_arguments(state_dict):
         keywords["num_classes"] = state_dict[last].shape[0]  # (C, channels, 1, 1)
     if "layer0.0.weight" in state_dict and "layer0.3.weight" not in state_dict:  # PSPNet's has three convolutions
         keywords["stem"] = tuple(state_dict["layer0.0.weight"].shape[:1])
+    if "backbone.layer5.0.conv1.weight" in state_dict:
+        keywords["form"] = "cascade"
+    if "classifier.0.project.0.weight" in state_dict and "classifier.4.weight" not in state_dict:
+        keywords["head"] = "paper" if "classifier.1.weight" in state_dict else "mmseg"
     return keywords
 
 

@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from fastseg.models.conv_bn import ConvBNSequential
 from fastseg.models.resnet import AUX_CHANNELS, OUT_CHANNELS, resnet50, resnet101
 from fastseg.models.segmenter import Segmenter
+from fastseg.nn.conv_bn import ConvBNSequential
 
 
 class FCNHead(ConvBNSequential):

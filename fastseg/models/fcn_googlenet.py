@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg.models.classifiers import Classifier, check_source
-from fastseg.models.conv_bn import ConvBNSequential
 from fastseg.models.preprocess import CAFFE, SIGNED
 from fastseg.models.skip_fcn import SkipFCN
+from fastseg.nn.conv_bn import ConvBNSequential
 
 # name: channels of 1x1; 3x3 and its reduction; 5x5 and its reduction; the projection of pooling
 BLOCKS = {

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from torch import nn
 
 from fastseg.models.fcn import FCNHead
-from fastseg.models.resnet import AUX_CHANNELS, BLOCKS, OUT_CHANNELS, initialise, stages, stem_of
+from fastseg.models.resnet import AUX_CHANNELS, BLOCKS, OUT_CHANNELS, dilate, initialise, stages, stem_of
 from fastseg.models.segmenter import Network
 from fastseg.nn import PyramidConv2d, PyramidPriors
 
@@ -67,7 +67,8 @@ class PSPNet(Network):
         super().__init__()
         self.num_classes, self.align_corners = num_classes, align_corners
         self.layer0 = stem_of(stem)
-        self.layer1, self.layer2, self.layer3, self.layer4 = stages(stem[-1], blocks, contracted=contracted)
+        four = self.layer1, self.layer2, self.layer3, self.layer4 = stages(stem[-1], blocks)
+        dilate(four, contracted=contracted)
         initialise(self)
         self.ppm = PyramidPriors(OUT_CHANNELS, bins, mode=mode)
         self.cls = PyramidHead(OUT_CHANNELS + self.ppm.prior_channels, num_classes, align_corners)
