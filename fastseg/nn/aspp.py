@@ -15,9 +15,9 @@ from torch import nn
 from fastseg.nn.atrous import AtrousConv2d
 from fastseg.nn.conv_bn import CONVOLUTIONS, ConvBNSequential, may_fold, scale_and_shift, scaled, weights_are_small
 from fastseg.nn.folded import FoldedConv2d
-from fastseg.ops.recording import is_recording
 from fastseg.nn.watched import is_plain
 from fastseg.ops import atrous_pyramid, pyramid_conv2d
+from fastseg.ops.recording import is_recording
 
 RATES = (12, 24, 36)  # for output stride 8; the paper halves them for 16
 

@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from fastseg.ops.recording import is_recording
 from fastseg.ops import atrous_conv2d
+from fastseg.ops.recording import is_recording
 
 
 class AtrousConv2d(nn.Conv2d):

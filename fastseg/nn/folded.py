@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg.nn.atrous import AtrousConv2d
-from fastseg.ops.recording import is_recording
 from fastseg.ops import atrous_conv2d
+from fastseg.ops.recording import is_recording
 
 
 class FoldedConv2d(AtrousConv2d):
