@@ -7,36 +7,7 @@
 namespace fastseg {
 namespace {
 
-using torch::headeronly::MemoryFormat;
 using Sizes = std::vector<int64_t>;
-
-// Where run_*() launch kernels. Scratch memory is freed in the order of the stream: PyTorch's allocator sees to it.
-class Gpu {
- public:
-  static constexpr int multiprocessors = 132;  // an H200's. On every GPU, as it decides the order of sums.
-
-  explicit Gpu(const Tensor& tensor) : tensor_(tensor), stream_(current_stream(tensor.get_device_index())) {}
-
-  template <typename T>
-  T* scratch(int64_t count) {
-    scratch_.push_back(torch::stable::new_empty(tensor_, {count * int64_t(sizeof(T))}, ScalarType::Byte));
-    return reinterpret_cast<T*>(scratch_.back().mutable_data_ptr<uint8_t>());
-  }
-
-  template <typename... Parameters, typename... Arguments>
-  void launch(const LaunchShape& shape, void (*kernel)(Parameters...), const Arguments&... arguments) {
-    if (shape.shared > kUsualShared)
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared));
-    kernel<<<shape.grid, shape.threads, shape.shared, stream_>>>(arguments...);
-    check_launch("deconv2d");
-  }
-
- private:
-  static constexpr size_t kUsualShared = 48 * 1024;
-  Tensor tensor_;
-  cudaStream_t stream_;
-  std::vector<Tensor> scratch_;
-};
 
 template <typename T>
 auto view(const Tensor& tensor) {
@@ -65,10 +36,6 @@ Deconv call_of(int64_t images, int64_t channels, int64_t outputs, const Sizes& s
   return {sides[0], sides[1], images, int(groups), int(channels / groups), int(outputs / groups), channels_last};
 }
 
-MemoryFormat format(bool channels_last) {
-  return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
-}
-
 Tensor empty(const Tensor& like, const Sizes& sizes, bool channels_last) {
   return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
                               format(channels_last));
@@ -84,7 +51,7 @@ Tensor deconv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor>
                               {weight.size(2), weight.size(3)}, stride, dilation, groups, window, channels_last);
   if (bias) bias = torch::stable::contiguous(*bias);
   if (skip) skip = torch::stable::contiguous(*skip, format(channels_last));
-  Gpu gpu(input);
+  Gpu gpu(input, "deconv2d");
   with_type<float, Half, BFloat16>(input.scalar_type(), [&](auto element) {
     using T = decltype(element);
     run_forward(gpu, call, view<T>(input), view<T>(weight), bias ? device_data<T>(*bias) : nullptr,
@@ -100,7 +67,7 @@ Tensor deconv2d_backward_input(const Tensor& grad, const Tensor& weight, Sizes s
   if (grad_input.numel() == 0) return grad_input;
   const Deconv call = call_of(grad.size(0), weight.size(0), grad.size(1), size, {weight.size(2), weight.size(3)},
                               stride, dilation, groups, window, channels_last);
-  Gpu gpu(grad);
+  Gpu gpu(grad, "deconv2d");
   with_type<float, Half, BFloat16>(grad.scalar_type(), [&](auto element) {
     using T = decltype(element);
     run_backward_input(gpu, call, view<T>(grad), view<T>(weight), mutable_device_data<T>(grad_input));
@@ -114,7 +81,7 @@ Tensor deconv2d_backward_weight(const Tensor& grad, const Tensor& input, Sizes s
   Tensor grad_weight = empty(grad, {input.size(1), grad.size(1) / groups, kernel[0], kernel[1]}, false);
   const Deconv call = call_of(grad.size(0), input.size(1), grad.size(1), {input.size(2), input.size(3)}, kernel, stride,
                               dilation, groups, window, grad.stride(1) == 1);
-  Gpu gpu(grad);
+  Gpu gpu(grad, "deconv2d");
   with_type<float, Half, BFloat16>(grad.scalar_type(), [&](auto element) {
     using T = decltype(element);
     run_backward_weight(gpu, call, view<T>(grad), view<T>(input), mutable_device_data<T>(grad_weight));

@@ -52,11 +52,6 @@ __global__ void __launch_bounds__(kPackThreads)
   elements.store(to + vector * kCount);
 }
 
-template <typename T>
-int whole_vectors(int64_t elements) {
-  return int(ceil_div<int64_t>(elements, kPerVector<T>) * kPerVector<T>);
-}
-
 inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
 
 template <typename T, typename Device>

@@ -6,16 +6,11 @@
 #include <numeric>
 #include <vector>
 
-#include "cuda/device.h"
+#include "cuda/position.h"
 
 namespace fastseg {
 
 constexpr int64_t kLongestSide = int64_t(1) << 29;  // sums of two of them are numbers too
-
-template <typename Number>
-__host__ __device__ __forceinline__ Number ceil_div(Number whole, Number part) {
-  return (whole + part - 1) / part;
-}
 
 // A tensor of four axes, any strides.
 template <typename T>
@@ -71,24 +66,6 @@ inline std::vector<PhaseRange> phase_ranges(const DeconvSide& side) {
   return ranges;
 }
 
-// Of a pixel in a batch of images.
-struct Position {
-  int image, y, x;
-};
-
-__device__ __forceinline__ Position position_at(int64_t index, int height, int width) {
-  return {int(index / width / height), int(index / width % height), int(index % width)};
-}
-
-// `step` pixels on, without a division.
-__device__ __forceinline__ void advance(Position& at, const Position& step, int height, int width) {
-  at.x += step.x;
-  if (at.x >= width) at.x -= width, ++at.y;
-  at.y += step.y;
-  if (at.y >= height) at.y -= height, ++at.image;
-  at.image += step.image;
-}
-
 // A call: the input has `channels` channels in each group, the output `outputs`.
 struct Deconv {
   DeconvSide y, x;
@@ -98,15 +75,5 @@ struct Deconv {
 
   int64_t all_channels() const { return int64_t(groups) * channels; }
 };
-
-// Host side, but for what torch does. A Device has
-//   multiprocessors                               to keep busy
-//   T* scratch<T>(int64_t count)                  memory to the end of the call, aligned to 16 bytes
-//   launch(LaunchShape, kernel, arguments...)     on its stream
-
-// More blocks than a grid can have stay too many, and their launch fails.
-inline LaunchShape row_of_blocks(int64_t blocks, dim3 threads, size_t shared = 0) {
-  return {dim3(unsigned(std::min<int64_t>(blocks, UINT_MAX))), threads, shared};
-}
 
 }  // namespace fastseg

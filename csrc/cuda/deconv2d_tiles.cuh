@@ -12,10 +12,10 @@
 //   copy(a, b)                                starts this thread's copies of the next step
 #pragma once
 #include "cuda/deconv2d_store.cuh"
+#include "cuda/tile_steps.h"
 
 namespace fastseg {
 
-constexpr int kStages = 3;                // of shared memory: two steps are under way while one is added up
 constexpr int kWide = 128, kNarrow = 32;  // columns of a tile; narrow for the gradients of 21 classes or so
 constexpr int64_t kLeastSteps = 4;        // of a part of a sum: its tile of sums is written and read once more
 constexpr int64_t kMostSteps = 512;       // 8192 terms of float32: long sums gather rounding errors
@@ -48,40 +48,6 @@ __device__ __forceinline__ TilePlace place_of_block(int64_t rows, int columns, i
   const int64_t down = ceil_div(rows, int64_t(kTileRows));
   const int64_t above = blockIdx.x / across, rest = above / down;
   return {above % down * kTileRows, int(blockIdx.x % across) * per_tile, int(rest % parts), int(rest / parts)};
-}
-
-// Copies rows k, k + 1, ... of the packed factor, `pitch` elements apart, from element `first` on. Zeros beyond it.
-template <typename T, int kColumns>
-__device__ __forceinline__ void copy_rows(T* b, const T* factor, int64_t first, int64_t k, int64_t depth, int64_t pitch,
-                                          int columns) {
-  constexpr int kVectors = kColumns / kPerVector<T>;
-#pragma unroll
-  for (int i = threadIdx.x; i < kDepth<T> * kVectors; i += kTileThreads) {
-    const int64_t from_k = k + i / kVectors;
-    const int column = i % kVectors * kPerVector<T>;
-    const bool exists = from_k < depth && column < columns;
-    cp_async_16(b + i / kVectors * kPitch<T, kColumns> + column,
-                exists ? factor + first + from_k * pitch + column : factor, exists);
-  }
-}
-
-// Calls copy(stage) for each step, in order, and add(stage) when what copy() started has arrived for all threads.
-template <typename Copy, typename Add>
-__device__ __forceinline__ void for_each_step(int steps, Copy&& copy, Add&& add) {
-#pragma unroll
-  for (int step = 0; step < kStages - 1; ++step) {
-    if (step < steps) copy(step);
-    cp_async_commit();
-  }
-  for (int step = 0, stage = 0, ahead = kStages - 1; step < steps; ++step) {
-    cp_async_wait<kStages - 2>();
-    __syncthreads();
-    if (step + kStages - 1 < steps) copy(ahead);
-    cp_async_commit();  // empty in the last steps, so that the wait above always leaves as many
-    add(stage);
-    stage = stage + 1 == kStages ? 0 : stage + 1;
-    ahead = ahead + 1 == kStages ? 0 : ahead + 1;
-  }
 }
 
 template <typename BlockTile>
@@ -129,17 +95,11 @@ __global__ void __launch_bounds__(kTileThreads, kBlocksAtOnce<BlockTile>)
   multiply_tile<BlockTile>(p);
 }
 
-constexpr int kSumThreads = 256;
-
-// Adds up the parts of sums, in order.
 template <typename T>
 __global__ void __launch_bounds__(kSumThreads)
     deconv2d_sum_kernel(const float* __restrict__ parts, T* __restrict__ output, int count, int64_t elements) {
   const int64_t i = int64_t(blockIdx.x) * kSumThreads + threadIdx.x;
-  if (i >= elements) return;
-  float sum = 0.0f;
-  for (int part = 0; part < count; ++part) sum += parts[part * elements + i];
-  from_float(sum, output[i]);
+  if (i < elements) from_float(sum_of_parts(parts, count, elements, i), output[i]);
 }
 
 template <typename BlockTile>

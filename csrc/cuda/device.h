@@ -12,6 +12,7 @@
 //   mma_m16n8<T>(sum, a, b)                sum += a b with 32 bytes of T along k: k16 for __half and __nv_bfloat16,
 //                                          k8 for float, whose bits are read as tf32
 //   exp2_approx(x)                         2^x in one instruction: off by 2^-22 of the value, 0 instead of subnormals
+//   count_step()                           nothing; tests/cuda_on_cpu counts calls
 // clang-format on
 #pragma once
 #ifndef __CUDACC__
@@ -127,8 +128,12 @@ __device__ __forceinline__ float exp2_approx(float x) {
   return result;
 }
 
+__device__ __forceinline__ void count_step() {}
+
 }  // namespace fastseg
 #endif
+#include <algorithm>
+#include <climits>
 
 namespace fastseg {
 
@@ -143,8 +148,19 @@ __device__ __forceinline__ void from_float(float x, float& to) { to = x; }
 __device__ __forceinline__ void from_float(float x, __half& to) { to = __float2half_rn(x); }
 __device__ __forceinline__ void from_float(float x, __nv_bfloat16& to) { to = __float2bfloat16_rn(x); }
 
+template <typename Number>
+__host__ __device__ __forceinline__ Number ceil_div(Number whole, Number part) {
+  return (whole + part - 1) / part;
+}
+
 template <typename T>
 constexpr int kPerVector = 16 / sizeof(T);
+
+// So many elements, and those that fill up the last vector.
+template <typename T>
+int whole_vectors(int64_t elements) {
+  return int(ceil_div<int64_t>(elements, kPerVector<T>) * kPerVector<T>);
+}
 
 // One element, or the aligned 16 bytes of kPerVector<T>, as they lie in memory.
 template <typename T, int kCount>
@@ -181,5 +197,16 @@ struct LaunchShape {
 };
 
 constexpr int64_t kMostBlocksYZ = 65535;
+
+// More blocks than a grid can have stay too many, and their launch fails.
+inline LaunchShape row_of_blocks(int64_t blocks, dim3 threads, size_t shared = 0) {
+  return {dim3(unsigned(std::min<int64_t>(blocks, UINT_MAX))), threads, shared};
+}
+
+// Host code that launches several kernels takes a Device: launch.h's Gpu, or the one of tests/cuda_on_cpu. It has
+//   multiprocessors                               to keep busy
+//   shared_bytes                                  of a block, without asking for more
+//   T* scratch<T>(int64_t count)                  memory to the end of the call, aligned to 16 bytes
+//   launch(LaunchShape, kernel, arguments...)     on its stream
 
 }  // namespace fastseg

@@ -1,11 +1,12 @@
-// What a CUDA host function needs beside csrc/tensor.h: the current stream, launch errors as exceptions, and the
-// device's names of dtypes.
+// What a CUDA host function needs beside csrc/tensor.h: the current stream, launch errors as exceptions, the device's
+// names of dtypes; and for functions that launch several kernels, a Device (device.h).
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "cuda/device.h"
 #include "tensor.h"
 
 extern "C" {
@@ -49,6 +50,42 @@ const typename OnDevice<T>::type* device_data(const Tensor& tensor) {
 template <typename T>
 typename OnDevice<T>::type* mutable_device_data(const Tensor& tensor) {
   return reinterpret_cast<typename OnDevice<T>::type*>(tensor.mutable_data_ptr<T>());
+}
+
+// Scratch memory is freed in the order of the stream: PyTorch's allocator sees to it.
+class Gpu {
+ public:
+  static constexpr int multiprocessors = 132;         // an H200's. On every GPU, as it decides the order of sums.
+  static constexpr int64_t shared_bytes = 48 * 1024;  // of a block, without asking
+
+  // `op`: for errors.
+  Gpu(const Tensor& tensor, const char* op)
+      : tensor_(tensor), op_(op), stream_(current_stream(tensor.get_device_index())) {}
+
+  template <typename T>
+  T* scratch(int64_t count) {
+    scratch_.push_back(torch::stable::new_empty(tensor_, {count * int64_t(sizeof(T))}, ScalarType::Byte));
+    return reinterpret_cast<T*>(scratch_.back().mutable_data_ptr<uint8_t>());
+  }
+
+  template <typename... Parameters, typename... Arguments>
+  void launch(const LaunchShape& shape, void (*kernel)(Parameters...), const Arguments&... arguments) {
+    if (int64_t(shape.shared) > shared_bytes)
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared));
+    kernel<<<shape.grid, shape.threads, shape.shared, stream_>>>(arguments...);
+    check_launch(op_);
+  }
+
+ private:
+  Tensor tensor_;
+  const char* op_;
+  cudaStream_t stream_;
+  std::vector<Tensor> scratch_;
+};
+
+inline torch::headeronly::MemoryFormat format(bool channels_last) {
+  using torch::headeronly::MemoryFormat;
+  return channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous;
 }
 
 }  // namespace fastseg

@@ -45,8 +45,12 @@ def failures(op, csrc):
 
 
 def barriers(op):
-    """(file, its text, match) of each."""
-    for kernel in sorted((ROOT / "csrc/cuda").glob(f"{op}*.cuh")):
+    """(file, its text, match) of each, in the op's own files and those of tiles that they include."""
+    folder = ROOT / "csrc/cuda"
+    own = sorted(folder.glob(f"{op}*.cuh"))
+    included = "".join(path.read_text() for path in own)
+    tiles = [path for path in sorted(folder.glob("tile_*.h")) if f'"cuda/{path.name}"' in included]
+    for kernel in own + tiles:
         text = kernel.read_text()
         for barrier in BARRIER.finditer(text):
             yield kernel, text, barrier

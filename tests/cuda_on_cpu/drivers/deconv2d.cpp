@@ -3,38 +3,13 @@
 // channels_last, multiprocessors to keep busy; then (in, out, kernel, stride, dilation, start) of both axes.
 #include "cuda/deconv2d.cuh"
 
-#include <memory>
-
-#include "driver.h"
+#include "cpu.h"
 
 using namespace fastseg;
 using cuda_on_cpu::Array;
+using cuda_on_cpu::Cpu;
 
 namespace {
-
-class Cpu {
- public:
-  int multiprocessors;
-
-  explicit Cpu(const Array& call) : multiprocessors(int(call.as<int64_t>()[5])) {}
-
-  template <typename T>
-  T* scratch(int64_t count) {
-    const size_t bytes = count * sizeof(T);
-    scratch_.emplace_back(static_cast<unsigned char*>(malloc(bytes)), &free);
-    memset(scratch_.back().get(), cuda_on_cpu::kPoison, bytes);
-    return reinterpret_cast<T*>(scratch_.back().get());
-  }
-
-  template <typename... Parameters, typename... Arguments>
-  void launch(const LaunchShape& shape, void (*kernel)(Parameters...), const Arguments&... arguments) {
-    cuda_on_cpu::launch({shape.grid, shape.threads, shape.shared, std::max(shape.shared, cuda_on_cpu::kUsualShared)},
-                        kernel, arguments...);
-  }
-
- private:
-  std::vector<std::unique_ptr<unsigned char, decltype(&free)>> scratch_;
-};
 
 template <typename T>
 View<T> view(const Array& storage, const Array& form) {
@@ -53,7 +28,7 @@ template <typename F>
 const char* with_cpu(const Array& array, const Array& call, F&& f) {
   return cuda_on_cpu::report([&] {
     cuda_on_cpu::with_type<float, __half, __nv_bfloat16>(array, [&](auto* elements) {
-      Cpu cpu(call);
+      Cpu cpu(int(call.as<int64_t>()[5]));
       f(cpu, std::remove_pointer_t<decltype(elements)>());
     });
   });
