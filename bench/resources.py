@@ -25,7 +25,8 @@ TRITON_ARCHS = (80, 90)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block can have
 LEAST_SHARED_LIMIT = 99 * 1024  # of any GPU from sm_80 on
 REGISTER_FILE = 65536  # registers of a multiprocessor, so the most a block can have
-INSTRUCTIONS = ("HMMA", "HGMMA", "LDL", "STL")  # matrix products of sm_80 and sm_90; loads and stores of spills
+# Matrix products of sm_80 and sm_90; copies to shared memory by cp.async; ldmatrix; loads and stores of spills.
+INSTRUCTIONS = ("HMMA", "HGMMA", "LDGSTS", "LDSM", "LDL", "STL")
 
 
 def cuobjdump():
@@ -124,7 +125,7 @@ def _compile(arch):
     driver.set_active(NoGpu(arch))
     rows = []
     written = [name for name in dispatch.ops() if not dispatch.not_written(name, "triton", "cuda")]
-    for room in sorted(set(map(dispatch.room, written))):
+    for room in sorted(set(map(dispatch.kernel_room, written))):
         for what, kernel, grid, arguments, constants in importlib.import_module(f"fastseg.kernels.{room}").launches():
             compiled = kernel.warmup(*arguments, grid=grid, **constants)
             with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:

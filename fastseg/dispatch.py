@@ -40,6 +40,7 @@ def register(
     native=("cpu", "cuda"),
     triton=True,
     compiled=None,
+    kernels=None,
     why_not=None,
     slower=None,
     simplify=None,
@@ -51,6 +52,7 @@ def register(
     included. `why_not(backend, *args)` says why a backend cannot run one call (dtype, size), or returns None;
     `slower(*args)` why native and triton should not, as the reference, PyTorch's own kernel, is faster on a GPU.
     `simplify(*args)` returns the arguments of a cheaper call with the same result, where the values allow one.
+    `kernels` names the room whose GPU kernels the op runs on, where that is not its own.
     `compiled` is (schema, call) if the compiled kernel has a schema of its own: call(kernel, *args) calls it.
     """
     name = schema.split("(")[0]
@@ -60,6 +62,7 @@ def register(
     _native.define(compiled_schema)
     _ops[name] = {
         "room": reference.__module__.rsplit(".", 1)[-1],
+        "kernels": kernels or reference.__module__.rsplit(".", 1)[-1],
         "functions": {"composed": composed, "reference": reference},
         "native": native,
         "triton": triton,
@@ -82,6 +85,11 @@ def ops():
 def room(name):
     """The stem that all files of an op share."""
     return _ops[name]["room"]
+
+
+def kernel_room(name):
+    """The stem of the files that hold an op's GPU kernels."""
+    return _ops[name]["kernels"]
 
 
 def not_written(name, backend, device):
@@ -142,7 +150,7 @@ def _function(name, backend):
     if backend == "native":
         return functools.partial(_ops[name]["call"], getattr(torch.ops.fastseg_native, name).default)
     if backend == "triton":
-        return getattr(importlib.import_module(f"fastseg.kernels.{room(name)}"), name)
+        return getattr(importlib.import_module(f"fastseg.kernels.{kernel_room(name)}"), name)
     return _ops[name]["functions"][backend]
 
 

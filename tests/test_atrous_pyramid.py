@@ -20,8 +20,8 @@ from check import (
 import fastseg
 from fastseg import dispatch
 from fastseg.ops import atrous_pyramid
+from fastseg.ops.atrous_conv2d_plan import branches
 from fastseg.ops.atrous_conv2d_tiles import TILE_FIELDS, tile_table
-from fastseg.ops.atrous_pyramid import branches
 
 OP = "atrous_pyramid"
 pytestmark = pytest.mark.usefixtures("one_thread", "exact_products")

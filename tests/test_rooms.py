@@ -12,18 +12,18 @@ ROOMS = {dispatch.room(name) for name in dispatch.ops()}
 SHARED = {
     "kernels": {"__init__", "bilinear", "launch", "products"},
     "csrc/cpu": {"floats", "new_tensor", "parallel", "product", "simd", "spans", "vector_math"},
-    "csrc/cuda": {"device", "launch", "tile_product", "tile_steps"},
+    "csrc/cuda": {"device", "launch", "position", "tile_product", "tile_steps"},
     "fastseg/ops": {"__init__", "autocast", "layout", "precision", "recording"},
 }
 
 
 @pytest.mark.parametrize("name", dispatch.ops())
 def test_an_op_has_its_files(name):
-    room, op = dispatch.room(name), dispatch._ops[name]
+    room, kernels, op = dispatch.room(name), dispatch.kernel_room(name), dispatch._ops[name]
     wanted = [f"fastseg/ops/{room}.py", f"tests/test_{room}.py", f"bench/bench_{room}.py"]
-    wanted += [f"kernels/{room}.py"] if op["triton"] else []
+    wanted += [f"kernels/{kernels}.py"] if op["triton"] else []
     wanted += [f"csrc/cpu/{room}.cpp"] if "cpu" in op["native"] else []
-    cuda = [f"csrc/cuda/{room}.cu", f"csrc/cuda/{room}.cuh", f"tests/cuda_on_cpu/drivers/{room}.cpp"]
+    cuda = [f"csrc/cuda/{kernels}.cu", f"csrc/cuda/{kernels}.cuh", f"tests/cuda_on_cpu/drivers/{kernels}.cpp"]
     wanted += cuda if "cuda" in op["native"] else []
     assert [file for file in wanted if not (ROOT / file).exists()] == []
 

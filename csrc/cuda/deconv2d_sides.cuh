@@ -6,7 +6,7 @@
 #include <numeric>
 #include <vector>
 
-#include "cuda/device.h"
+#include "cuda/position.h"
 
 namespace fastseg {
 
@@ -64,24 +64,6 @@ inline std::vector<PhaseRange> phase_ranges(const DeconvSide& side) {
   for (int i = 0; i < 3; ++i)
     if (ends[i] < ends[i + 1]) ranges.push_back(phase_range(side, ends[i], ends[i + 1]));
   return ranges;
-}
-
-// Of a pixel in a batch of images.
-struct Position {
-  int image, y, x;
-};
-
-__device__ __forceinline__ Position position_at(int64_t index, int height, int width) {
-  return {int(index / width / height), int(index / width % height), int(index % width)};
-}
-
-// `step` pixels on, without a division.
-__device__ __forceinline__ void advance(Position& at, const Position& step, int height, int width) {
-  at.x += step.x;
-  if (at.x >= width) at.x -= width, ++at.y;
-  at.y += step.y;
-  if (at.y >= height) at.y -= height, ++at.image;
-  at.image += step.image;
 }
 
 // A call: the input has `channels` channels in each group, the output `outputs`.

@@ -5,7 +5,8 @@
 
 namespace fastseg {
 
-constexpr int kStages = 3;  // of shared memory: two steps are under way while one is added up
+constexpr int kStages = 3;  // of shared memory, but where a kernel says otherwise: two steps are under way while one is
+                            // added up
 
 // Copies rows k, k + 1, ... of a packed factor, `pitch` elements apart, from element `first` on. Zeros beyond it.
 template <typename T, int kColumns>
@@ -23,7 +24,7 @@ __device__ __forceinline__ void copy_rows(T* b, const T* factor, int64_t first, 
 }
 
 // Calls copy(stage) for each step, in order, and add(stage) when what copy() started has arrived for all threads.
-template <typename Copy, typename Add>
+template <int kStages = fastseg::kStages, typename Copy, typename Add>
 __device__ __forceinline__ void for_each_step(int steps, Copy&& copy, Add&& add) {
 #pragma unroll
   for (int step = 0; step < kStages - 1; ++step) {

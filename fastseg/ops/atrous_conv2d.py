@@ -23,9 +23,10 @@ import torch
 import torch.nn.functional as F
 
 from fastseg import dispatch
-from fastseg.ops.atrous_conv2d_plan import axis, executed_work
+from fastseg.ops import atrous_conv2d_compiled as compiled
+from fastseg.ops.atrous_conv2d_plan import axes, executed_work, turned
 from fastseg.ops.autocast import autocast
-from fastseg.ops.layout import in_format, is_channels_last
+from fastseg.ops.layout import in_format, is_channels_last, memory_format
 
 SCHEMA = (
     "atrous_conv2d(Tensor input, Tensor weight, Tensor? scale, Tensor? bias, Tensor? residual, SymInt[] stride, "
@@ -69,51 +70,43 @@ def reference(input, weight, scale, bias, residual, stride, padding, dilation, g
 
 
 def backward_input_reference(grad, weight, stride, padding, dilation, groups, size, channels_last):
-    input = grad.new_empty(1).expand(grad.shape[0], weight.shape[1] * groups, *size)
+    input = _unread(grad, (grad.shape[0], weight.shape[1] * groups, *size), channels_last)
     how = stride, padding, dilation, False, (0, 0), groups
     result, _, _ = torch.ops.aten.convolution_backward(grad, input, weight, None, *how, (True, False, False))
     return in_format(result, channels_last)
 
 
+def _unread(like, shape, channels_last):
+    """A stand-in for what a gradient is of, which PyTorch wants to see. Dense, as it would copy it otherwise."""
+    how = {"dtype": like.dtype, "device": like.device, "memory_format": memory_format(channels_last)}
+    return torch.empty(shape, **how)
+
+
 def backward_weight_reference(grad, input, stride, padding, dilation, groups, kernel, channels_last):
-    weight = grad.new_empty(1).expand(grad.shape[1], input.shape[1] // groups, *kernel)
+    weight = _unread(grad, (grad.shape[1], input.shape[1] // groups, *kernel), channels_last)
     how = stride, padding, dilation, False, (0, 0), groups
     _, result, _ = torch.ops.aten.convolution_backward(grad, input, weight, None, *how, (False, True, False))
     return in_format(result, channels_last)
 
 
-def axes(size, kernel, stride, padding, dilation):
-    """What the convolution does along the rows and the columns of an input of that size."""
-    sides = zip(size, kernel, stride, padding, dilation, strict=True)
-    return tuple(axis(*side) for side in sides)
-
-
-def turned(size, kernel, padding, dilation):
-    """(size, padding) of the gradient as input of the convolution, of stride 1, that gives an input's of `size`.
-
-    Its weight is the transpose of the other's, with the last tap first.
-    """
-    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
-    of_grad = tuple(n + 2 * p - r for n, p, r in zip(size, padding, reach, strict=True))
-    return of_grad, tuple(r - p for r, p in zip(reach, padding, strict=True))
-
-
 def _why_not(backend, input, weight, scale, bias, residual, stride, padding, dilation, groups, *args):
-    return reason(backend, input, weight.numel(), groups)
+    rows, columns = axes(input.shape[2:], weight.shape[2:], stride, padding, dilation)
+    return reason(backend, input, weight.numel(), groups, rows.outputs * columns.outputs)
 
 
-def _why_not_backward_input(backend, grad, weight, stride, padding, dilation, groups, *args):
+def _why_not_backward_input(backend, grad, weight, stride, padding, dilation, groups, size, *args):
     if backend != "reference" and tuple(stride) != (1, 1):
         return "no kernel for the input's gradient of a strided convolution"
-    return reason(backend, grad, weight.numel(), groups)
+    return reason(backend, grad, weight.numel(), groups, math.prod(size))
 
 
 def _why_not_backward_weight(backend, grad, input, stride, padding, dilation, groups, kernel, *args):
-    return reason(backend, input, grad.shape[1] * input.shape[1] * math.prod(kernel), groups)
+    weights = grad.shape[1] * input.shape[1] * math.prod(kernel)
+    return reason(backend, input, weights, groups, math.prod(grad.shape[2:]))
 
 
-def reason(backend, tensor, weights, groups=1):
-    """Why a backend cannot convolve with so many weights, or None."""
+def reason(backend, tensor, weights, groups=1, pixels=0):
+    """Why a backend cannot convolve with so many weights, to results of so many pixels per image, or None."""
     if backend == "reference":
         return None
     if tensor.dtype not in DTYPES:
@@ -122,7 +115,7 @@ def reason(backend, tensor, weights, groups=1):
         return "no kernel for groups"
     if backend == "native" and tensor.dtype == torch.float32 and allows_tf32():
         return "no kernel for TF32, which torch.backends.cudnn allows"
-    if max(weights, tensor.numel() // tensor.shape[1]) > MOST:
+    if max(weights, tensor.shape[0] * max(math.prod(tensor.shape[2:]), pixels)) > MOST:
         return f"no kernel for more than {MOST} pixels or weights"
     return None
 
@@ -152,13 +145,22 @@ def slower(batch, *sides):
     return f"{work:.2f} of the dense work is left, above {WORTHWHILE} cuDNN is faster" if work > WORTHWHILE else None
 
 
-_op = dispatch.register(SCHEMA, reference, why_not=_why_not, slower=_slower, native=(), triton=False)
+_op = dispatch.register(
+    SCHEMA,
+    reference,
+    why_not=_why_not,
+    slower=_slower,
+    native=("cuda",),
+    compiled=("atrous_conv2d" + COMPILED, compiled.forward),
+    triton=False,
+)
 _backward_input = dispatch.register(
     BACKWARD_INPUT,
     backward_input_reference,
     why_not=_why_not_backward_input,
     slower=_slower_backward_input,
-    native=(),
+    native=("cuda",),
+    compiled=("atrous_conv2d_backward_input" + COMPILED, compiled.backward_input),
     triton=False,
 )
 _backward_weight = dispatch.register(
@@ -166,7 +168,8 @@ _backward_weight = dispatch.register(
     backward_weight_reference,
     why_not=_why_not_backward_weight,
     slower=_slower_backward_weight,
-    native=(),
+    native=("cuda",),
+    compiled=(COMPILED_BACKWARD_WEIGHT, compiled.backward_weight),
     triton=False,
 )
 

@@ -45,6 +45,31 @@ def axis(length, kernel, stride, padding, dilation):
     return Axis(length, kernel, stride, padding, dilation, outputs)
 
 
+def axes(size, kernel, stride, padding, dilation):
+    """What the convolution does along the rows and the columns of an input of that size."""
+    sides = zip(size, kernel, stride, padding, dilation, strict=True)
+    return tuple(axis(*side) for side in sides)
+
+
+def turned(size, kernel, padding, dilation):
+    """(size, padding) of the gradient as input of the convolution, of stride 1, that gives an input's of `size`.
+
+    Its weight is the transpose of the other's, with the last tap first.
+    """
+    reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
+    of_grad = tuple(n + 2 * p - r for n, p, r in zip(size, padding, reach, strict=True))
+    return of_grad, tuple(r - p for r, p in zip(reach, padding, strict=True))
+
+
+def branches(size, weights, dilations):
+    """(rows, columns) of each branch of atrous_pyramid on an input of that (H, W)."""
+    shapes = [weight.shape[2:] for weight in weights]
+    how = [
+        ((1, 1), [rate * (k // 2) for k in shape], (rate, rate)) for shape, rate in zip(shapes, dilations, strict=True)
+    ]
+    return [axes(size, shape, *each) for shape, each in zip(shapes, how, strict=True)]
+
+
 def input_of(axis, output, tap):
     """The input position under a tap."""
     return output * axis.stride - axis.padding + tap * axis.dilation

@@ -9,7 +9,7 @@ import functools
 
 import torch
 
-from fastseg.ops.atrous_conv2d_plan import TILE, input_of, outputs_of, regions, tiles
+from fastseg.ops.atrous_conv2d_plan import TILE, axes, branches, input_of, outputs_of, regions, tiles, turned
 from fastseg.ops.layout import in_format
 
 # A tile: TILE pixels of one region, and a block of one branch's outputs. Pixel i of the tile is number first + i of the
@@ -40,9 +40,9 @@ PART_FIELDS = ("first", "stop", "top", "left", "height", "width", "input_y", "in
 
 @functools.lru_cache(maxsize=128)
 def tile_table(batch, channels, branches, block, device):
-    """(tiles, 16) int32 on a device, in the order of TILE_FIELDS, for branches ((rows, columns, outputs), ...).
-
-    `block` outputs per tile. A CUDA graph can only be captured after a first call, which copies the table.
+    """(tiles, 16) int32 on a device, in the order of TILE_FIELDS, for branches ((rows, columns, outputs), ...), the
+    first two as in atrous_conv2d_plan.py; `block` outputs per tile. A CUDA graph can only be captured after a
+    first call.
 
     The blocks of the same pixels follow one another, as they read the same input.
     """
@@ -104,26 +104,54 @@ def packed(weights):
     return torch.cat([weight.permute(2, 3, 1, 0).reshape(-1) for weight in weights])
 
 
+def forward(
+    kernel, block, input, weight, scale, bias, residual, stride, padding, dilation, groups, relu, channels_last
+):
+    """Op atrous_conv2d by a kernel that reads a tile table; without groups."""
+    sides = axes(input.shape[2:], weight.shape[2:], stride, padding, dilation)
+    return convolved(kernel, block, input, [weight], [sides], scale, bias, residual, stride, relu, channels_last)
+
+
+def backward_input(kernel, block, grad, weight, stride, padding, dilation, groups, size, channels_last):
+    """Op atrous_conv2d_backward_input by the same kernel; for stride 1."""
+    of_grad, padding = turned(size, weight.shape[2:], padding, dilation)
+    sides = axes(of_grad, weight.shape[2:], stride, padding, dilation)
+    weight = weight.flip(2, 3).transpose(0, 1)
+    return convolved(kernel, block, grad, [weight], [sides], None, None, None, stride, False, channels_last)
+
+
+def backward_weight(kernel, block, depth, grad, input, stride, padding, dilation, groups, kernel_size, channels_last):
+    """Op atrous_conv2d_backward_weight by a kernel that reads a part table; without groups."""
+    sides = axes(input.shape[2:], kernel_size, stride, padding, dilation)
+    return weight_gradient(kernel, block, depth, grad, input, sides, stride, channels_last)
+
+
+def pyramid(kernel, block, input, weights, scale, bias, dilations, relu, channels_last):
+    """Op atrous_pyramid by the kernel of `forward`, in one launch."""
+    sides = branches(input.shape[2:], weights, dilations)
+    return convolved(kernel, block, input, weights, sides, scale, bias, None, (1, 1), relu, channels_last)
+
+
 def convolved(kernel, block, input, weights, sides, scale, bias, residual, stride, relu, channels_last):
     """The convolution of an input (N, C, H, W), or several, by a kernel that reads a tile table.
 
     kernel(input, packed weights, scale, bias, residual, table, stride, (O, H', W'), relu) has input, residual and
-    result in channels_last. sides: (rows, columns) per branch.
+    result in channels_last. sides: (rows, columns) per branch. `block` may be a function of all outputs.
     """
     input = input.contiguous(memory_format=torch.channels_last)
     residual = None if residual is None else residual.contiguous(memory_format=torch.channels_last)
-    branches = tuple((*side, weight.shape[0]) for side, weight in zip(sides, weights, strict=True))
-    table = tile_table(*input.shape[:2], branches, block, input.device)
+    of_branches = tuple((*side, weight.shape[0]) for side, weight in zip(sides, weights, strict=True))
     rows, columns = sides[0]
     size = sum(weight.shape[0] for weight in weights), rows.outputs, columns.outputs
+    table = tile_table(*input.shape[:2], of_branches, block(size[0]) if callable(block) else block, input.device)
     return in_format(kernel(input, packed(weights), scale, bias, residual, table, stride, size, relu), channels_last)
 
 
 def weight_gradient(kernel, block, depth, grad, input, sides, stride, channels_last):
     """The weight's gradient (O, C, ky, kx) by a kernel that reads a part table.
 
-    kernel(grad, input, table, stride, taps, parts) -> (taps, C, O) has its factors in channels_last. Its programs have
-    `block` channels and as many outputs, their steps `depth` pixels.
+    kernel(grad, input, table, stride, taps, parts) -> (taps, C, O) has its factors in channels_last. `block` channels
+    by `block` outputs are one of its programs, `depth` pixels one of its steps.
     """
     grad, input = (x.contiguous(memory_format=torch.channels_last) for x in (grad, input))
     rows, columns = sides

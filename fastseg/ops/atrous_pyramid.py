@@ -17,7 +17,9 @@ import torch
 import torch.nn.functional as F
 
 from fastseg import dispatch
-from fastseg.ops.atrous_conv2d import atrous_conv2d, axes, reason, slower
+from fastseg.ops import atrous_conv2d_compiled as compiled
+from fastseg.ops.atrous_conv2d import COMPILED, atrous_conv2d, reason, slower
+from fastseg.ops.atrous_conv2d_plan import branches
 from fastseg.ops.autocast import autocast
 from fastseg.ops.layout import in_format, is_channels_last
 
@@ -43,15 +45,6 @@ def _branch(convolution, input, weight, rate):
     return convolution(input, weight, None, 1, padding, rate)
 
 
-def branches(size, weights, dilations):
-    """(rows, columns) of each branch on an input of that (H, W)."""
-    shapes = [weight.shape[2:] for weight in weights]
-    how = [
-        ((1, 1), [rate * (k // 2) for k in shape], (rate, rate)) for shape, rate in zip(shapes, dilations, strict=True)
-    ]
-    return [axes(size, shape, *each) for shape, each in zip(shapes, how, strict=True)]
-
-
 def _why_not(backend, input, weights, *args):
     return reason(backend, input, sum(weight.numel() for weight in weights))
 
@@ -60,7 +53,16 @@ def _slower(input, weights, scale, bias, dilations, *args):
     return slower(input.shape[0], *branches(input.shape[2:], weights, dilations))
 
 
-_op = dispatch.register(SCHEMA, reference, native=(), triton=False, why_not=_why_not, slower=_slower)
+_op = dispatch.register(
+    SCHEMA,
+    reference,
+    why_not=_why_not,
+    slower=_slower,
+    native=("cuda",),
+    compiled=("atrous_pyramid" + COMPILED, compiled.pyramid),
+    kernels="atrous_conv2d",
+    triton=False,
+)
 
 
 def atrous_pyramid(input, weights, dilations, *, scale=None, bias=None, relu=False):

@@ -50,10 +50,13 @@ using std::min;
 inline float __fdividef(float x, float y) { return x / y; }
 
 namespace cuda_on_cpu {
+inline int64_t steps_counted = 0;  // by threads of all launches
+inline void count_step() { ++steps_counted; }
 inline float exp2_approx(float x) { return std::exp2(x); }
 }  // namespace cuda_on_cpu
 
 namespace fastseg {
+using cuda_on_cpu::count_step;
 using cuda_on_cpu::cp_async_16;
 using cuda_on_cpu::cp_async_commit;
 using cuda_on_cpu::cp_async_wait;
