@@ -152,7 +152,11 @@ def test_nan_and_inf(mode, backend, device):
     for given in some_layouts(x, backend, device):
         with fastseg.use_backend(backend):
             got = value_and_grad(ours(FEW, mode), given, upstream.to(device))
+            _, indices = torch.ops.fastseg.pyramid_pool(given, [1, 1, 3, 3], mode == "max", False)
         assert all(torch.equal(special(y.cpu()), special(truth)) for y, truth in zip(got, wanted, strict=True))
+        if mode == "max":
+            places = [F.adaptive_max_pool2d(x, b, return_indices=True)[1].flatten(2) for b in FEW]
+            assert torch.equal(indices.cpu(), torch.cat(places, 2))
     assert got[0].isnan().any() and got[1].isnan().any()
 
 
