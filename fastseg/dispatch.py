@@ -32,24 +32,43 @@ _ops = {}
 forced = os.environ.get("FASTSEG_BACKEND") or None  # the one backend that use_backend allows
 
 
-def register(schema, reference, *, composed=None, native=("cpu", "cuda"), triton=True, why_not=None, simplify=None):
+def register(
+    schema,
+    reference,
+    *,
+    composed=None,
+    native=("cpu", "cuda"),
+    triton=True,
+    compiled=None,
+    kernels=None,
+    why_not=None,
+    slower=None,
+    simplify=None,
+):
     """Define op `fastseg::<name>` from its schema, tell the table what can run it, and return the op.
 
     The Triton implementation is the function of the op's name in kernels/<room>.py, where the room is the module that
-    defines `reference`. `reference` also serves as the fake kernel: all implementations return what it returns, strides
-    included. `why_not(backend, *args)` says why a backend cannot run one call (dtype, size), or returns None.
+    defines `reference`, or `kernels`. `reference` also serves as the fake kernel: all implementations return what it returns, strides
+    included. `why_not(backend, *args)` says why a backend cannot run one call (dtype, size), or returns None;
+    `slower(*args)` why native and triton should not, as the reference, PyTorch's own kernel, is faster on a GPU.
     `simplify(*args)` returns the arguments of a cheaper call with the same result, where the values allow one.
+    `kernels` names the room whose GPU kernels the op runs on, where that is not its own.
+    `compiled` is (schema, call) if the compiled kernel has a schema of its own: call(kernel, *args) calls it.
     """
     name = schema.split("(")[0]
     tags = (torch.Tag.pt2_compliant_tag, torch.Tag.needs_exact_strides)
     _public.define(schema, tags=tags)
-    _native.define(schema.replace("SymInt", "int"))
+    compiled_schema, call = compiled or (schema.replace("SymInt", "int"), lambda kernel, *args: kernel(*args))
+    _native.define(compiled_schema)
     _ops[name] = {
         "room": reference.__module__.rsplit(".", 1)[-1],
+        "kernels": kernels or reference.__module__.rsplit(".", 1)[-1],
         "functions": {"composed": composed, "reference": reference},
         "native": native,
         "triton": triton,
+        "call": call,
         "why_not": why_not or (lambda backend, *args: None),
+        "slower": slower or (lambda *args: None),
         "simplify": simplify or (lambda *args: args),
     }
     for device in ORDER:
@@ -66,6 +85,11 @@ def ops():
 def room(name):
     """The stem that all files of an op share."""
     return _ops[name]["room"]
+
+
+def kernel_room(name):
+    """The stem of the files that hold an op's GPU kernels."""
+    return _ops[name]["kernels"]
 
 
 def not_written(name, backend, device):
@@ -124,9 +148,9 @@ def backends(name, device):
 @functools.cache
 def _function(name, backend):
     if backend == "native":
-        return getattr(torch.ops.fastseg_native, name).default
+        return functools.partial(_ops[name]["call"], getattr(torch.ops.fastseg_native, name).default)
     if backend == "triton":
-        return getattr(importlib.import_module(f"fastseg.kernels.{room(name)}"), name)
+        return getattr(importlib.import_module(f"fastseg.kernels.{kernel_room(name)}"), name)
     return _ops[name]["functions"][backend]
 
 
@@ -135,10 +159,18 @@ def choose(name, device, *args):
     order = (forced,) if forced else ORDER_FOR.get((name, device), ORDER[device])
     reasons = {}
     for backend in order:
-        reasons[backend] = missing(name, backend, device) or _ops[name]["why_not"](backend, *args)
+        reasons[backend] = missing(name, backend, device) or _unfit(name, backend, *args)
         if reasons[backend] is None:
             return backend, reasons
     return None, reasons
+
+
+def _unfit(name, backend, *args):
+    """Why a backend that is there should not run a call, or None. A forced one runs it even if it is slower."""
+    reason = _ops[name]["why_not"](backend, *args)
+    if reason or forced or backend not in ("native", "triton"):
+        return reason
+    return _ops[name]["slower"](*args)
 
 
 def _run(name, device, *args):
@@ -150,7 +182,7 @@ def _run(name, device, *args):
         raise NotImplementedError(f"fastseg.{name}: nothing can run this call on {device}\n{listed}")
     if backend == "reference" and not forced:
         lacking = [b for b in reasons if missing(name, b, device) and not not_written(name, b, device)]
-        if any(_ops[name]["why_not"](b, *args) is None for b in lacking):
+        if any(_unfit(name, b, *args) is None for b in lacking):
             _warn_slow(name, device, "; ".join(f"{b}: {reasons[b]}" for b in lacking))
     if backend in ("composed", "reference"):  # whose PyTorch ops must not be cast: that was done for the whole op
         with torch.autocast(device, enabled=False):

@@ -45,6 +45,9 @@ MUST_HOLD = {
     "deconv2d_kernel": (),
     "deconv2d_backward_input_kernel": (),
     "deconv2d_backward_weight_kernel": (),
+    "atrous_conv2d_kernel": (),
+    "atrous_conv2d_backward_weight_kernel": (),
+    "atrous_conv2d_hopper_kernel": ("HGMMA", "UTMALDG"),
 }
 
 pytestmark = pytest.mark.skipif(resources.cuobjdump() is None, reason="no cuobjdump to read machine code with")
@@ -77,7 +80,9 @@ def test_every_kernel_is_there(cuda, triton):
     """Each op's room has kernels, which bear its name, in both languages for all GPUs; and there are no others."""
     archs = {arch for arch in fastseg.build_info()["archs"] if not arch.endswith("+PTX")}
     for rows, backend, wanted in ((cuda, "native", archs), (triton, "triton", set(map(str, resources.TRITON_ARCHS)))):
-        rooms = {dispatch.room(name) for name in dispatch.ops() if not dispatch.not_written(name, backend, "cuda")}
+        rooms = {
+            dispatch.kernel_room(name) for name in dispatch.ops() if not dispatch.not_written(name, backend, "cuda")
+        }
         for room in rooms:
             assert {row["arch"] for row in rows if row["kernel"].startswith(room)} == wanted
         assert [row["kernel"] for row in rows if not row["kernel"].startswith(tuple(rooms))] == []
@@ -120,6 +125,13 @@ def test_tensor_cores_multiply(triton):
     rows = [row for row in triton if row["kernel"] in products and re.search("float16|tf32", row["launch"])]
     assert {row["kernel"] for row in rows} == products
     assert [row for row in rows if row[{"80": "HMMA", "90": "HGMMA"}[row["arch"]]] == 0] == []
+
+
+def test_boxes_go_straight_to_tensor_cores(triton):
+    """atrous_conv2d's kernel for sm_90: between a copy to shared memory and its product, no thread touches a number."""
+    rows = [row for row in triton if row["kernel"] == "atrous_conv2d_hopper_kernel"]
+    assert {row["arch"] for row in rows} == {"90"}
+    assert [row for row in rows if row["loop_shared"] > 0] == []
 
 
 def test_the_page_is_not_stale(cuda, triton):

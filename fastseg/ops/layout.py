@@ -15,3 +15,8 @@ def memory_format(channels_last):
 def laid_out(x, channels_last):
     """x as a dense tensor of exactly that memory format."""
     return torch.empty_like(x, memory_format=memory_format(channels_last)).copy_(x)
+
+
+def in_format(x, channels_last):
+    """x, which the caller owns, in that memory format: x itself if it is."""
+    return x if x.is_contiguous(memory_format=memory_format(channels_last)) else laid_out(x, channels_last)
