@@ -25,8 +25,8 @@ TRITON_ARCHS = (80, 90)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block can have
 LEAST_SHARED_LIMIT = 99 * 1024  # of any GPU from sm_80 on
 REGISTER_FILE = 65536  # registers of a multiprocessor, so the most a block can have
-# Matrix products of sm_80 and sm_90; copies to shared memory by cp.async; ldmatrix; loads and stores of spills.
-INSTRUCTIONS = ("HMMA", "HGMMA", "LDGSTS", "LDSM", "LDL", "STL")
+# Matrix products of sm_80 and sm_90; copies to shared memory by cp.async, of boxes by TMA; ldmatrix; spills.
+INSTRUCTIONS = ("HMMA", "HGMMA", "LDGSTS", "UTMALDG", "LDSM", "LDL", "STL")
 
 
 def cuobjdump():
@@ -38,7 +38,7 @@ def cuobjdump():
 
 def read(path):
     """One dict per kernel and architecture in a library or cubin: arch, kernel, registers, stack, shared, wide_loads
-    (16 bytes from global memory) and the counts of INSTRUCTIONS."""
+    (16 bytes from global memory), loop_shared (of `shared_in_loops`) and the counts of INSTRUCTIONS."""
     found = {}
     arch = kernel = None
     for line in _dump("--dump-resource-usage", path):
@@ -54,16 +54,38 @@ def read(path):
                 "shared": int(used["SHARED"]),
             }
     counts = {key: Counter() for key in found}
+    code = {key: [] for key in found}
     for line in _dump("--dump-sass", path):
         arch = _after(r"^\s*arch = sm_(\w+)|EF_CUDA_SM(\w+)\"", line, arch)
         kernel = _after(r"^\s*Function : (\S+)", line, kernel)
-        if (arch, kernel) in counts and (opcode := re.search(r"^\s+/\*\w+\*/\s+(?:@!?U?P\w+ )?([A-Z]\S*)", line)):
-            counts[arch, kernel][opcode[1].split(".")[0]] += 1
-            counts[arch, kernel]["wide_loads"] += opcode[1].startswith("LDG") and ".128" in opcode[1]
+        if (arch, kernel) in counts and (
+            opcode := re.search(r"^\s+/\*(\w+)\*/\s+(?:@!?U?P\w+ )?([A-Z][^\s;]*)(?:.*?\b0x(\w+))?", line)
+        ):
+            counts[arch, kernel][opcode[2].split(".")[0]] += 1
+            counts[arch, kernel]["wide_loads"] += opcode[2].startswith("LDG") and ".128" in opcode[2]
+            code[arch, kernel].append(opcode.groups())
     for key, row in found.items():
         row |= {name: counts[key][name] for name in (*INSTRUCTIONS, "wide_loads")}
+        row["loop_shared"] = shared_in_loops(code[key])
         row["instructions"] = counts[key].total() - counts[key]["wide_loads"]
     return list(found.values())
+
+
+def shared_in_loops(code):
+    """The most loads and stores of shared memory in an innermost loop that holds an HGMMA, which needs none.
+
+    code: (address, opcode, last operand's number or None) of each instruction, numbers in hexadecimal.
+    """
+    code = [(int(address, 16), opcode.split(".")[0], target) for address, opcode, target in code]
+    loops = [(int(to, 16), at) for at, opcode, to in code if opcode == "BRA" and to and int(to, 16) < at]
+    most = 0
+    for product in (at for at, opcode, _ in code if opcode == "HGMMA"):
+        around = [(at - to, to, at) for to, at in loops if to <= product <= at]
+        if around:
+            _, first, last = min(around)
+            inside = [opcode for at, opcode, _ in code if first <= at <= last]
+            most = max(most, sum(opcode in ("LDS", "STS", "LDSM") for opcode in inside))
+    return most
 
 
 def _dump(what, path):
@@ -126,7 +148,9 @@ def _compile(arch):
     rows = []
     written = [name for name in dispatch.ops() if not dispatch.not_written(name, "triton", "cuda")]
     for room in sorted(set(map(dispatch.kernel_room, written))):
-        for what, kernel, grid, arguments, constants in importlib.import_module(f"fastseg.kernels.{room}").launches():
+        kernels = importlib.import_module(f"fastseg.kernels.{room}")
+        only_here = getattr(kernels, f"launches_sm_{arch}", tuple)()
+        for what, kernel, grid, arguments, constants in (*kernels.launches(), *only_here):
             compiled = kernel.warmup(*arguments, grid=grid, **constants)
             with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
                 cubin.write(compiled.asm["cubin"])

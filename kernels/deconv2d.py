@@ -19,9 +19,8 @@ and gradients outside of their maps count as 0 in a product: times an infinite w
 import torch
 
 from fastseg.kernels import deconv2d_depthwise, deconv2d_depthwise_gradients, deconv2d_forward, deconv2d_gradients
-from fastseg.kernels.deconv2d_blocks import added_up
 from fastseg.kernels.launch import launch
-from fastseg.kernels.products import precision
+from fastseg.kernels.products import added_up, precision
 from fastseg.ops.layout import memory_format
 
 

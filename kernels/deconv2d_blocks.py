@@ -4,11 +4,8 @@ A box is a block of pixels of one map, or of several below one another. A part o
 programs write apart is added up by torch, always in the same order.
 """
 
-import torch
 import triton
 import triton.language as tl
-
-from fastseg.ops.layout import laid_out, memory_format
 
 
 def best_block(length, sizes, overhead):
@@ -42,22 +39,3 @@ def pixels_of(tile, rows, column_blocks, BOX_H: tl.constexpr, BOX_W: tl.constexp
     column = offs % BOX_W if ALONG_ROWS else offs // BOX_H
     row += tile // column_blocks * BOX_H
     return (row // rows).to(tl.int64), row % rows, tile % column_blocks * BOX_W + column
-
-
-def empty(parts, shape, like, channels_last):
-    """New memory for sums, (parts, *shape): in float32 if they are still to be added up."""
-    tensor = torch.empty(
-        (parts * shape[0], *shape[1:]),
-        dtype=like.dtype if parts == 1 else torch.float32,
-        device=like.device,
-        memory_format=memory_format(channels_last),
-    )
-    return tensor.unflatten(0, (parts, shape[0]))
-
-
-def added_up(sums, dtype, channels_last):
-    """The sum over the parts, always in the same order, in that dtype and memory format."""
-    total = sums.sum(0) if len(sums) > 1 else sums[0]
-    if total.dtype == dtype and total.is_contiguous(memory_format=memory_format(channels_last)):
-        return total
-    return laid_out(total.to(dtype), channels_last)

@@ -8,10 +8,10 @@ outputs of neighbouring pixels and taps are the same, the other times mostly fro
 import triton
 import triton.language as tl
 
-from fastseg.kernels.deconv2d_blocks import empty, power_of_2
+from fastseg.kernels.deconv2d_blocks import power_of_2
 from fastseg.kernels.deconv2d_depthwise import channels_beside
 from fastseg.kernels.deconv2d_geometry import geometry
-from fastseg.kernels.products import shared_out
+from fastseg.kernels.products import empty, shared_out
 from fastseg.ops.layout import is_channels_last
 
 

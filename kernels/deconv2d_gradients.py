@@ -9,9 +9,9 @@ DRAM, then from L2. Where results are few, PARTS programs sum a share each, and 
 import triton
 import triton.language as tl
 
-from fastseg.kernels.deconv2d_blocks import box, empty, pixels_of, power_of_2
+from fastseg.kernels.deconv2d_blocks import box, pixels_of, power_of_2
 from fastseg.kernels.deconv2d_geometry import geometry, offset_of
-from fastseg.kernels.products import shared_out
+from fastseg.kernels.products import empty, shared_out
 from fastseg.ops.layout import is_channels_last, memory_format
 
 

@@ -72,6 +72,9 @@ MUST_HOLD = {
     "deconv2d_kernel": (),
     "deconv2d_backward_input_kernel": (),
     "deconv2d_backward_weight_kernel": (),
+    "atrous_conv2d_kernel": (),
+    "atrous_conv2d_backward_weight_kernel": (),
+    "atrous_conv2d_hopper_kernel": ("HGMMA", "UTMALDG"),
 }
 
 pytestmark = pytest.mark.skipif(resources.cuobjdump() is None, reason="no cuobjdump to read machine code with")
@@ -147,6 +150,13 @@ def test_tensor_cores_multiply(triton):
     rows = [row for row in triton if row["kernel"] in products and re.search("float16|tf32", row["launch"])]
     assert {row["kernel"] for row in rows} == products
     assert [row for row in rows if row[{"80": "HMMA", "90": "HGMMA"}[row["arch"]]] == 0] == []
+
+
+def test_boxes_go_straight_to_tensor_cores(triton):
+    """atrous_conv2d's kernel for sm_90: between a copy to shared memory and its product, no thread touches a number."""
+    rows = [row for row in triton if row["kernel"] == "atrous_conv2d_hopper_kernel"]
+    assert {row["arch"] for row in rows} == {"90"}
+    assert [row for row in rows if row["loop_shared"] > 0] == []
 
 
 def test_the_page_is_not_stale(cuda, triton):

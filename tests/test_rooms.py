@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = {dispatch.room(name) for name in dispatch.ops()}
 # What several ops share, by folder. Everything else bears the name of an op: <op> or <op>_<part>.
 SHARED = {
-    "kernels": {"__init__", "bilinear", "launch", "products"},
+    "kernels": {"__init__", "bilinear", "gluon_names", "launch", "products"},
     "csrc/cpu": {"floats", "new_tensor", "parallel", "product", "simd", "spans", "vector_math"},
     "csrc/cuda": {"device", "launch", "position", "tile_product", "tile_steps"},
     "fastseg/ops": {"__init__", "autocast", "layout", "precision", "recording"},

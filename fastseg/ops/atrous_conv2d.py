@@ -152,7 +152,6 @@ _op = dispatch.register(
     slower=_slower,
     native=("cuda",),
     compiled=("atrous_conv2d" + COMPILED, compiled.forward),
-    triton=False,
 )
 _backward_input = dispatch.register(
     BACKWARD_INPUT,
@@ -161,7 +160,6 @@ _backward_input = dispatch.register(
     slower=_slower_backward_input,
     native=("cuda",),
     compiled=("atrous_conv2d_backward_input" + COMPILED, compiled.backward_input),
-    triton=False,
 )
 _backward_weight = dispatch.register(
     BACKWARD_WEIGHT,
@@ -170,7 +168,6 @@ _backward_weight = dispatch.register(
     slower=_slower_backward_weight,
     native=("cuda",),
     compiled=(COMPILED_BACKWARD_WEIGHT, compiled.backward_weight),
-    triton=False,
 )
 
 

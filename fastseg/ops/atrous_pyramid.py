@@ -61,7 +61,6 @@ _op = dispatch.register(
     native=("cuda",),
     compiled=("atrous_pyramid" + COMPILED, compiled.pyramid),
     kernels="atrous_conv2d",
-    triton=False,
 )
 
 
