@@ -17,6 +17,7 @@ from fastseg import inference, metrics, models, nn, ops  # noqa: E402
 from fastseg.dispatch import backends, use_backend  # noqa: E402
 from fastseg.extension import build_info  # noqa: E402
 from fastseg.folding import fold  # noqa: E402
+from fastseg.models import load_checkpoint  # noqa: E402
 from fastseg.nn.freezing import freeze_bn  # noqa: E402
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "fold",
     "freeze_bn",
     "inference",
+    "load_checkpoint",
     "metrics",
     "models",
     "nn",

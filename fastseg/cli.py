@@ -9,6 +9,7 @@ import sys
 COMMANDS = {
     "info": ("fastseg.info", "what is installed, and which kernel runs which op here"),
     "bench": ("fastseg.bench.command", "time every kernel and network against PyTorch on this machine"),
+    "convert": ("fastseg.convert", "other libraries' weights into files that load_checkpoint reads as they are"),
     "segment": ("fastseg.segment", "label the pixels of photographs"),
 }
 

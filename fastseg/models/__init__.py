@@ -5,7 +5,7 @@ code; FCN-32s, 16s and 8s are `SkipFCN`s with the state dicts of the authors' Ca
 """
 
 from fastseg.models.deeplabv3 import DeepLabV3, deeplabv3_resnet50, deeplabv3_resnet101
-from fastseg.models.fcn import fcn_resnet50, fcn_resnet101
+from fastseg.models.fcn import FCN, fcn_resnet50, fcn_resnet101
 from fastseg.models.fcn_alexnet import fcn8s_alexnet, fcn16s_alexnet, fcn32s_alexnet
 from fastseg.models.fcn_googlenet import fcn8s_googlenet, fcn16s_googlenet, fcn32s_googlenet
 from fastseg.models.fcn_vgg16 import fcn8s_atonce_vgg16, fcn8s_vgg16, fcn16s_vgg16, fcn32s_vgg16
@@ -50,4 +50,17 @@ def get_model(name, **keywords):
     return _FACTORIES[name](**keywords)
 
 
-__all__ = ["DeepLabV3", "PSPNet", "Segmenter", "SkipFCN", "get_model", "list_models", *_FACTORIES]
+from fastseg.models.loading import load_checkpoint, to_torchvision_state_dict  # noqa: E402  (calls get_model)
+
+__all__ = [
+    "FCN",
+    "DeepLabV3",
+    "PSPNet",
+    "Segmenter",
+    "SkipFCN",
+    "get_model",
+    "list_models",
+    "load_checkpoint",
+    "to_torchvision_state_dict",
+    *_FACTORIES,
+]

@@ -1,13 +1,16 @@
 """Weights from files into networks: all of them, or an error that says which do not fit."""
 
-import argparse
+import contextlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
-WRAPPERS = ("state_dict", "model", "model_state")  # where training scripts keep the weights
+# Where training scripts keep the weights, and what wrappers of modules put before their names.
+WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict", "params_ema")
+PREFIXES = re.compile(r"((module|_orig_mod|base)\.)*")
+COUNTER = ".num_batches_tracked"  # of a BatchNorm's steps
 SHOWN = 3  # names per kind of misfit
 
 
@@ -15,17 +18,26 @@ def read_state_dict(path):
     """{name: tensor} on the CPU from a .safetensors file, or from any other as torch.save wrote it.
 
     Runs no code that a file may hold. Takes the weights out of a training checkpoint and strips the "module."
-    that DistributedDataParallel puts before names. Raises OSError if the file cannot be opened, ValueError if
-    it holds no weights, ImportError for a .safetensors file without that package.
+    that DistributedDataParallel puts before names, and the like. Raises OSError if the file cannot be opened,
+    ValueError if it holds no weights, ImportError for a .safetensors file without that package.
     """
+    return unwrapped(read_file(path), path)
+
+
+def read_file(path):
+    """All that a file of weights holds. Raises as read_state_dict does."""
     path = Path(path)
     with path.open("rb"):  # a file that cannot be opened is an OSError, whatever the format
-        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        return _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+
+
+def unwrapped(content, path="the state dict"):
+    """{name: tensor} of what a file holds. Raises ValueError if it holds no weights."""
     if isinstance(content, Mapping):
         content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
     if got := _not_weights(content):
         raise ValueError(f"read_state_dict: {path} must hold names and tensors, got {got}")
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    return {name[PREFIXES.match(name).end() :]: tensor for name, tensor in content.items()}
 
 
 def _not_weights(content):
@@ -39,10 +51,22 @@ def _not_weights(content):
     return f"{type(content[wrong[0]]).__name__} under {wrong[0]!r}" if wrong else None
 
 
+class Ignored:
+    """In place of an object of a training library that lies beside the weights. Does nothing, whatever it is told."""
+
+    def __init__(self, *args, **keywords):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
 def _read_torch(path):
+    beside = ["argparse.Namespace"]  # torchvision's training script saves its options
+    with contextlib.suppress(Exception):  # a file that cannot be listed, such as one of before 2020
+        beside += torch.serialization.get_unsafe_globals_in_checkpoint(path)
     try:
-        # torchvision's training script saves its options, a Namespace, beside the weights: plain data.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with torch.serialization.safe_globals([(Ignored, name) for name in beside]):
             return torch.load(path, weights_only=True, map_location="cpu")
     except Exception as error:  # a broken file surfaces as any of a dozen types, some with pages of advice
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
@@ -82,6 +106,10 @@ def factory_arguments(state_dict):
         keywords["form"] = "cascade"
     if "classifier.0.project.0.weight" in state_dict and "classifier.4.weight" not in state_dict:
         keywords["head"] = "paper" if "classifier.1.weight" in state_dict else "mmseg"
+    if "classifier.0.3.weight" in state_dict:
+        keywords["head"] = "mmseg"
+    if "backbone.stem.0.weight" in state_dict:
+        keywords["stem"] = tuple(state_dict[f"backbone.stem.{place}.weight"].shape[0] for place in (0, 3, 6))
     return keywords
 
 
@@ -102,10 +130,18 @@ def load_weights(model, state_dict):
     Only BatchNorm's step counters may be missing: old files have none, and a fixed momentum never reads them.
     """
     wanted = model.state_dict()
-    counters = {name: tensor for name, tensor in wanted.items() if name.endswith(".num_batches_tracked")}
+    counters = {name: tensor for name, tensor in wanted.items() if name.endswith(COUNTER)}
     state_dict = {**counters, **state_dict}
+    if listed := misfits(wanted, state_dict):
+        raise ValueError(f"load_weights: the weights do not fit the model: {listed}")
+    model.load_state_dict(state_dict)
+    return model
+
+
+def misfits(wanted, state_dict):
+    """What {name: tensor} lacks, has too many and has in another shape than is wanted, as text; empty if nothing."""
     common = [name for name in wanted if name in state_dict]
-    misfits = {
+    found = {
         "missing": [name for name in wanted if name not in state_dict],
         "unexpected": [name for name in state_dict if name not in wanted],
         "of wrong shape": [
@@ -114,12 +150,8 @@ def load_weights(model, state_dict):
             if wanted[name].shape != state_dict[name].shape
         ],
     }
-    listed = [
-        f"{len(names)} {kind} ({'; '.join(names[:SHOWN])}{'; ...' if len(names) > SHOWN else ''})"
-        for kind, names in misfits.items()
-        if names
-    ]
-    if listed:
-        raise ValueError(f"load_weights: the weights do not fit the model: {', '.join(listed)}")
-    model.load_state_dict(state_dict)
-    return model
+    return ", ".join(f"{len(names)} {kind} ({shortened(names)})" for kind, names in found.items() if names)
+
+
+def shortened(names):
+    return f"{'; '.join(names[:SHOWN])}{'; ...' if len(names) > SHOWN else ''}"

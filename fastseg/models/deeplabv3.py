@@ -60,6 +60,10 @@ class DeepLabV3(Segmenter):
     contracted     whether a dilated stage's first block keeps the dilation of the stage before, as in torchvision
     multi_grid     factors of the dilations of a stage's three blocks from the fourth stage on, such as (1, 2, 4)
     absolute_grid  multi_grid holds the dilations themselves, as in mmseg
+    stem           widths of the convolutions before the stages: one 7x7, or three 3x3
+    stride_first   a block's stride is in its first convolution, as in Caffe
+    ceil_mode      of the pooling before the stages, as in Caffe
+    align_corners  of the interpolation of logits to the image. Losses on small logits want the same
 
     Defaults are torchvision's. The paper's best network is head="paper", multi_grid=(1, 2, 4), contracted=False,
     trained at output stride 16; in cascade it is multi_grid=(1, 2, 1).
@@ -79,10 +83,15 @@ class DeepLabV3(Segmenter):
         contracted=True,
         multi_grid=None,
         absolute_grid=False,
+        stem=(64,),
+        stride_first=False,
+        ceil_mode=False,
+        align_corners=False,
     ):
         if form not in FORMS:
             raise ValueError(f"DeepLabV3: form must be one of {', '.join(FORMS)}, got {form!r}")
         grid = {"contracted": contracted, "multi_grid": multi_grid, "absolute_grid": absolute_grid}
+        grid |= {"stem": stem, "stride_first": stride_first, "ceil_mode": ceil_mode}
         cascade = CASCADE if form == "cascade" else 0
         backbone = ResNet(blocks, cascade, output_stride=output_stride, **grid)
         if form == "cascade":
@@ -91,7 +100,7 @@ class DeepLabV3(Segmenter):
             rates = RATES[output_stride] if rates is None else rates
             classifier = DeepLabHead(OUT_CHANNELS, num_classes, rates, head, image_pooling)
         super().__init__(backbone, classifier, FCNHead(AUX_CHANNELS, num_classes) if aux_loss else None)
-        self.output_stride = output_stride
+        self.output_stride, self.align_corners = output_stride, align_corners
 
     def set_output_stride(self, output_stride):
         """Change a network that is built, and return it: strides and dilations of the ResNet, and the ASPP's rates,

@@ -1,10 +1,25 @@
-"""FCN: fully convolutional networks (arXiv 1411.4038), in torchvision's form: dilated ResNet, 3x3 head."""
+"""FCN: fully convolutional networks (arXiv 1411.4038), in torchvision's form: dilated ResNet, 3x3 head.
 
+Names of parameters are torchvision's, whose weights load as they are.
+"""
+
+import torch
 from torch import nn
 
-from fastseg.models.resnet import AUX_CHANNELS, OUT_CHANNELS, resnet50, resnet101
+from fastseg.models.resnet import AUX_CHANNELS, BLOCKS, OUT_CHANNELS, ResNet
 from fastseg.models.segmenter import Segmenter
 from fastseg.nn.conv_bn import ConvBNSequential
+
+HEADS = ("torchvision", "mmseg")
+WIDTH = 512  # of the hidden layers
+
+
+def _conv_bn_relu(channels, out_channels):
+    return (
+        nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
+        nn.BatchNorm2d(out_channels),
+        nn.ReLU(inplace=True),
+    )
 
 
 class FCNHead(ConvBNSequential):
@@ -12,24 +27,59 @@ class FCNHead(ConvBNSequential):
 
     def __init__(self, channels, num_classes, dropout=nn.Dropout):
         super().__init__(
-            nn.Conv2d(channels, channels // 4, 3, padding=1, bias=False),
-            nn.BatchNorm2d(channels // 4),
-            nn.ReLU(inplace=True),
+            *_conv_bn_relu(channels, channels // 4),
             dropout(0.1),
             nn.Conv2d(channels // 4, num_classes, 1),
         )
 
 
-def _fcn(backbone, num_classes, aux_loss):
-    aux_classifier = FCNHead(AUX_CHANNELS, num_classes) if aux_loss else None
-    return Segmenter(backbone, FCNHead(OUT_CHANNELS, num_classes), aux_classifier)
+class Beside(ConvBNSequential):
+    """What its layers make of x, after x: (N, C, h, w) -> (N, C + C', h, w)."""
+
+    def forward(self, x):
+        return torch.cat([x, super().forward(x)], 1)
 
 
-def fcn_resnet50(*, num_classes=21, aux_loss=True):
-    """FCN on a ResNet-50, output stride 8. Takes torchvision's weights, which include "aux"."""
-    return _fcn(resnet50(), num_classes, aux_loss)
+class DeepFCNHead(ConvBNSequential):
+    """mmsegmentation's: two convolutions, and one that sees the features too."""
+
+    def __init__(self, channels, num_classes):
+        super().__init__(
+            Beside(*_conv_bn_relu(channels, WIDTH), *_conv_bn_relu(WIDTH, WIDTH)),
+            *_conv_bn_relu(channels + WIDTH, WIDTH),
+            nn.Dropout2d(0.1),
+            nn.Conv2d(WIDTH, num_classes, 1),
+        )
 
 
-def fcn_resnet101(*, num_classes=21, aux_loss=True):
-    """FCN on a ResNet-101, output stride 8. Takes torchvision's weights, which include "aux"."""
-    return _fcn(resnet101(), num_classes, aux_loss)
+class FCN(Segmenter):
+    """FCN on a ResNet of output stride 8, for training and labelling as in `Network`.
+
+    blocks         of the ResNet's four stages
+    num_classes    C
+    aux_loss       whether there is an auxiliary head, on the third stage's features
+    head           "torchvision": one hidden layer (FCNHead); "mmseg": three (DeepFCNHead)
+    stem           widths of the convolutions before the stages: one 7x7, or three 3x3
+    align_corners  of the interpolation of logits to the image. Losses on small logits want the same
+
+    Defaults are torchvision's.
+    """
+
+    def __init__(self, blocks, *, num_classes=21, aux_loss=True, head="torchvision", stem=(64,), align_corners=False):
+        if head not in HEADS:
+            raise ValueError(f"FCN: head must be one of {', '.join(HEADS)}, got {head!r}")
+        classifier = (DeepFCNHead if head == "mmseg" else FCNHead)(OUT_CHANNELS, num_classes)
+        aux_classifier = FCNHead(AUX_CHANNELS, num_classes) if aux_loss else None
+        super().__init__(ResNet(blocks, stem=stem), classifier, aux_classifier)
+        self.align_corners = align_corners
+
+
+def fcn_resnet50(**keywords):
+    """FCN on a ResNet-50; keywords are those of FCN. By default it takes torchvision's weights, which include "aux"."""
+    return FCN(BLOCKS[50], **keywords)
+
+
+def fcn_resnet101(**keywords):
+    """FCN on a ResNet-101; keywords are those of FCN. By default it takes torchvision's weights, which include
+    "aux"."""
+    return FCN(BLOCKS[101], **keywords)

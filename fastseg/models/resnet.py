@@ -50,21 +50,27 @@ class Bottleneck(nn.Module):
 class ResNet(nn.Module):
     """A ResNet of bottlenecks without pooling and classifier.
 
-    blocks    blocks per stage, four numbers
-    cascade   how many stages follow the fourth, of three blocks like its own
-    keywords  of `dilate`, such as output_stride=8
+    blocks     blocks per stage, four numbers
+    cascade    how many stages follow the fourth, of three blocks like its own
+    stem       one width, of a 7x7 convolution; or three, of 3x3 ones in its place
+    ceil_mode  whether the pooling after them keeps a last row and column that are not whole, as in Caffe
+    keywords   of `dilate`, such as output_stride=8
 
     Images (N, 3, H, W) -> {"aux": (N, 1024, h', w'), "out": (N, 2048, h, w)}, the outputs of stage 3 and of the last
     one, or only the latter with aux=False. h = ceil(H / output_stride); h' too, or ceil(H / 16) with output stride 32.
     """
 
-    def __init__(self, blocks, cascade=0, **keywords):
+    def __init__(self, blocks, cascade=0, stem=(64,), ceil_mode=False, **keywords):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        for number, stage in enumerate(stages(64, blocks, cascade), start=1):
+        self.stem = None
+        if len(stem) == 1:
+            self.conv1 = nn.Conv2d(3, stem[0], 7, stride=2, padding=3, bias=False)
+            self.bn1 = nn.BatchNorm2d(stem[0])
+            self.relu = nn.ReLU(inplace=True)
+            self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=ceil_mode)
+        else:
+            self.stem = stem_of(stem, ceil_mode)
+        for number, stage in enumerate(stages(stem[-1], blocks, cascade), start=1):
             self.add_module(f"layer{number}", stage)
         self._count, self._keywords = number, keywords
         self.set_output_stride(**keywords)
@@ -82,7 +88,10 @@ class ResNet(nn.Module):
         dilate(self._stages(), **self._keywords)
 
     def forward(self, x, aux=True):  # (N, 3, H, W)
-        x = self.maxpool(self.relu(conv_bn(self.conv1, self.bn1, x)))  # (N, 64, H/4, W/4)
+        if self.stem is None:
+            x = self.maxpool(self.relu(conv_bn(self.conv1, self.bn1, x)))  # (N, 64, H/4, W/4)
+        else:
+            x = self.stem(x)
         third, *last = self._stages()[2:]
         x = third(self.layer2(self.layer1(x)))  # (N, 1024, h', w')
         features = {"aux": x} if aux else {}
@@ -92,7 +101,7 @@ class ResNet(nn.Module):
         return features
 
 
-def stem_of(widths):
+def stem_of(widths, ceil_mode=False):
     """What comes before the stages, as one module: (N, 3, H, W) -> (N, widths[-1], H/4, W/4).
 
     One width is ResNet's 7x7 convolution. Three are a deep stem of 3x3 convolutions, the first of stride 2.
@@ -103,7 +112,7 @@ def stem_of(widths):
         layers.append(nn.Conv2d(channels, width, size, stride=1 if layers else 2, padding=size // 2, bias=False))
         layers += nn.BatchNorm2d(width), nn.ReLU(inplace=True)
         channels = width
-    return ConvBNSequential(*layers, nn.MaxPool2d(3, stride=2, padding=1))
+    return ConvBNSequential(*layers, nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=ceil_mode))
 
 
 def stages(channels, blocks, cascade=0):
@@ -119,7 +128,7 @@ def stages(channels, blocks, cascade=0):
     return stages
 
 
-def dilate(stages, output_stride=8, contracted=True, multi_grid=None, absolute_grid=False):
+def dilate(stages, output_stride=8, contracted=True, multi_grid=None, absolute_grid=False, stride_first=False):
     """Set the strides and dilations of stages, in place.
 
     output_stride  8, 16 or 32, from the image to the last stage's output: stages that would go beyond are dilated by
@@ -129,6 +138,7 @@ def dilate(stages, output_stride=8, contracted=True, multi_grid=None, absolute_g
     multi_grid     factors of the dilations of a stage's blocks, one for each, from the fourth stage on, none of which
                    is contracted then (arXiv 1706.05587, section 3.2.1)
     absolute_grid  multi_grid holds the dilations themselves, as in mmseg
+    stride_first   a block's stride is in its first convolution, as in Caffe, and not in the 3x3 one
     """
     if output_stride not in OUTPUT_STRIDES:
         wanted = ", ".join(map(str, OUTPUT_STRIDES))
@@ -143,7 +153,7 @@ def dilate(stages, output_stride=8, contracted=True, multi_grid=None, absolute_g
         for block, rate in zip(stage, rates, strict=True):
             set_stride(block, 1, rate)
         if number and STRIDES[number] <= output_stride:
-            set_stride(stage[0], 2, rates[0])
+            set_stride(stage[0], 2, rates[0], stride_first)
 
 
 def _checked(multi_grid, count):
@@ -153,9 +163,11 @@ def _checked(multi_grid, count):
     return multi_grid
 
 
-def set_stride(block, stride, rate):
+def set_stride(block, stride, rate, stride_first=False):
     """Of a Bottleneck, also of a folded one, in place."""
-    block.conv2.stride, block.conv2.dilation = (stride, stride), (rate, rate)
+    first, second = (stride, 1) if stride_first else (1, stride)
+    block.conv1.stride, block.conv2.stride = (first, first), (second, second)
+    block.conv2.dilation = (rate, rate)
     block.conv2.padding = (rate, rate)
     if block.downsample is not None:
         block.downsample[0].stride = (stride, stride)

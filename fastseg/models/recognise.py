@@ -1,0 +1,145 @@
+"""What the names and shapes in a file of weights tell: whose network it is, of which depth, stem, classes and heads."""
+
+import math
+import re
+from typing import NamedTuple
+
+from fastseg.models.checkpoints import COUNTER, shortened, unwrapped
+from fastseg.models.preprocess import Preprocess
+from fastseg.models.resnet import BLOCKS
+from fastseg.models.sources import LIBRARIES, SKIP_FCN, SOURCES, modules
+
+OWN = "fastseg"
+UNSAID = {"output_stride": 8, "multi_grid": None, "head_dilation": 1}  # of networks that have no such keyword
+
+
+class Found(NamedTuple):
+    """Weights of one of our networks.
+
+    library      whose they are
+    tensors      {the file's name: tensor}
+    network      its name in `list_models`; of blocks that none there has, only "fcn", "pspnet" or "deeplabv3"; or None
+                 if only the caller knows
+    blocks       of its ResNet's stages, or None
+    structure    keywords that names and shapes tell: stem, num_classes, aux_loss
+    forms        keywords that they do not tell, one of these dicts; () if the network may be of any form
+    must_say     whether the caller must decide between forms
+    modules      {our name of a module: the file's} where they differ
+    preprocess   of images, or None if it is the network's own
+    """
+
+    library: str
+    tensors: dict
+    network: str | None = None
+    blocks: tuple | None = None
+    structure: dict = {}
+    forms: tuple = ()
+    must_say: bool = False
+    modules: dict = {}
+    preprocess: Preprocess | None = None
+
+    def theirs(self, name):
+        """The file's name of what has this name here."""
+        module, dot, parameter = name.rpartition(".")
+        return self.modules.get(module, module) + dot + parameter
+
+
+def recognise(content, library="auto", own_names=lambda tensors: ()):
+    """Found of what a file holds; own_names(tensors) are those of the network that the caller has in mind.
+
+    Raises ValueError if there are no weights, if whose they are is unknown, or if no network here computes the same.
+    """
+    tensors = {name: tensor for name, tensor in unwrapped(content).items() if not name.endswith(COUNTER)}
+    if OWN in content:  # `fastseg convert` wrote it
+        note = content[OWN]
+        form, preprocess = note["keywords"], Preprocess(*note["preprocess"])
+        return Found(note["library"], tensors, note["network"], forms=(form,), preprocess=preprocess)
+    if library in (OWN, SKIP_FCN) or (library == "auto" and "score_fr.weight" in tensors):
+        return Found(OWN if library == OWN else SKIP_FCN, tensors)
+    source, known, present = _likeliest(tensors, library)
+    if library == "auto" and known < present and set(own_names(tensors)) == tensors.keys():
+        return Found(OWN, tensors)
+    if 2 * known <= present:
+        whose = f"none of {', '.join(LIBRARIES)}" if library == "auto" else f"not {library}"
+        names = shortened(list(tensors))
+        raise ValueError(f"load_checkpoint: whose weights these are is unknown: {whose} has such names ({names})")
+    if source.why_not:
+        which = f"a {source.family} of {source.library}"
+        raise ValueError(f"load_checkpoint: {which} is not supported, as {source.why_not}")
+    return _found(source, tensors, _configuration(content))
+
+
+def _likeliest(tensors, library):
+    """The source that knows most of the modules, how many, and of how many."""
+    present = {name.rpartition(".")[0] for name in tensors}
+    sources = [source for source in SOURCES if library in ("auto", source.library)]
+    known = [len(present & set(modules(source.names).values())) for source in sources]
+    return sources[known.index(max(known))], max(known), len(present)
+
+
+def _found(source, tensors, configuration):
+    theirs, ours = modules(source.names), modules(source.ours)
+    present = {name.rpartition(".")[0] for name in tensors}
+    shared = sorted(theirs.keys() & ours.keys(), key=lambda unit: theirs[unit] in present)  # of two stems the one there
+    forms = tuple(form for form in source.forms if agrees(form, configuration))
+    if not forms:
+        which = f"{source.family} here of {in_words(configuration)}, as the file's configuration says"
+        raise ValueError(f"load_checkpoint: there is no {which}")
+    structure = structure_of(tensors, theirs)
+    blocks = structure.pop("blocks")
+    depths = {blocks: depth for depth, blocks in BLOCKS.items()}
+    return Found(
+        source.library,
+        tensors,
+        f"{source.family}_resnet{depths[blocks]}" if blocks in depths else source.family,
+        blocks,
+        structure,
+        forms,
+        source.must_say,
+        {ours[unit]: theirs[unit] for unit in shared},
+        source.preprocess,
+    )
+
+
+def structure_of(tensors, names):
+    """blocks and keywords that shapes tell, of names = {"{unit}.conv": module}."""
+    weights = {unit: tensors[f"{name}.weight"] for unit, name in names.items() if f"{name}.weight" in tensors}
+    blocks = [0, 0, 0, 0]
+    for unit in weights:
+        if match := re.match(r"(\d)\.(\d+)\.", unit):
+            stage, block = int(match[1]) - 1, int(match[2])
+            blocks[stage] = max(blocks[stage], block + 1)
+    stem = ("stem.0.conv", "stem.1.conv", "stem.2.conv") if "stem.1.conv" in weights else ("stem.conv",)
+    structure = {"blocks": tuple(blocks), "aux_loss": "aux.classes.conv" in weights}
+    if all(unit in weights for unit in stem):
+        structure["stem"] = tuple(weights[unit].shape[0] for unit in stem)
+    if "classes.conv" in weights:
+        structure["num_classes"] = weights["classes.conv"].shape[0]
+    return structure
+
+
+def agrees(form, keywords):
+    """Whether a form has these keywords, as far as it has a say in them."""
+    said = {**UNSAID, **form}
+    return all(said[key] == value for key, value in keywords.items() if key in said)
+
+
+def in_words(keywords):
+    return ", ".join(f"{key}={value!r}" for key, value in keywords.items())
+
+
+def _configuration(content):
+    """What the configuration that mmsegmentation stores beside its weights says, as keywords; empty without one."""
+    meta = content.get("meta")
+    text = (meta.get("cfg") or meta.get("config")) if isinstance(meta, dict) else None
+    text = re.sub(r"\s", "", text) if isinstance(text, str) else ""
+    strides = re.search(r"\bstrides=[([](.*?),?[])]", text)
+    if strides is None:
+        return {}
+    head = re.search(r"\bdecode_head=dict\((.*?)\bnum_classes", text)
+    dilation = re.search(r"\bdilation=(\d+)", head[1]) if head else None
+    return {
+        "output_stride": 4 * math.prod(map(int, strides[1].split(","))),
+        "align_corners": "align_corners=True" in text,
+        "head_dilation": int(dilation[1]) if dilation else 1,
+    }
