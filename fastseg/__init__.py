@@ -19,6 +19,8 @@ from fastseg.extension import build_info  # noqa: E402
 from fastseg.folding import fold  # noqa: E402
 from fastseg.models import load_checkpoint  # noqa: E402
 from fastseg.nn.freezing import freeze_bn  # noqa: E402
+from fastseg.patch import is_patched, patch, patched, register, report, unpatch  # noqa: E402
+from fastseg.tail import loss, predict  # noqa: E402
 
 __all__ = [
     "backends",
@@ -26,10 +28,18 @@ __all__ = [
     "fold",
     "freeze_bn",
     "inference",
+    "is_patched",
     "load_checkpoint",
+    "loss",
     "metrics",
     "models",
     "nn",
     "ops",
+    "patch",
+    "patched",
+    "predict",
+    "register",
+    "report",
+    "unpatch",
     "use_backend",
 ]

@@ -12,6 +12,7 @@ import functools
 import importlib
 import importlib.util
 import os
+import threading
 import warnings
 
 import torch
@@ -30,6 +31,7 @@ _public = torch.library.Library("fastseg", "DEF")
 _native = torch.library.Library("fastseg_native", "DEF")  # Python owns every schema; csrc/ only implements
 _ops = {}
 forced = os.environ.get("FASTSEG_BACKEND") or None  # the one backend that use_backend allows
+_in_thread = threading.local()  # .preferred: by prefer_backend
 
 
 def register(
@@ -157,6 +159,8 @@ def _function(name, backend):
 def choose(name, device, *args):
     """(backend, reasons) for one call: the backend that runs it, or None, and why each one before it does not."""
     order = (forced,) if forced else ORDER_FOR.get((name, device), ORDER[device])
+    if preferred := not forced and getattr(_in_thread, "preferred", None):
+        order = (preferred, *(backend for backend in order if backend != preferred))
     reasons = {}
     for backend in order:
         reasons[backend] = missing(name, backend, device) or _unfit(name, backend, *args)
@@ -166,9 +170,9 @@ def choose(name, device, *args):
 
 
 def _unfit(name, backend, *args):
-    """Why a backend that is there should not run a call, or None. A forced one runs it even if it is slower."""
+    """Why a backend that is there should not run a call, or None. One asked for runs it even if it is slower."""
     reason = _ops[name]["why_not"](backend, *args)
-    if reason or forced or backend not in ("native", "triton"):
+    if reason or backend in (forced, getattr(_in_thread, "preferred", None)) or backend not in ("native", "triton"):
         return reason
     return _ops[name]["slower"](*args)
 
@@ -213,3 +217,13 @@ def use_backend(name):
         yield
     finally:
         forced = before
+
+
+@contextlib.contextmanager
+def prefer_backend(name):
+    """Make every op that this thread calls try one backend first, before those of the table."""
+    before, _in_thread.preferred = getattr(_in_thread, "preferred", None), name
+    try:
+        yield
+    finally:
+        _in_thread.preferred = before

@@ -38,9 +38,13 @@ def may_fold(conv, bn, x):
         return False
     if bn.training or torch.is_grad_enabled() or not (is_plain(conv, CONVOLUTIONS) and is_plain(bn, NORMS)):
         return False
-    if torch.is_autocast_enabled(x.device.type) or not (x.dtype == conv.weight.dtype == bn.running_mean.dtype):
+    if _is_autocast(x.device.type) or not (x.dtype == conv.weight.dtype == bn.running_mean.dtype):
         return False
     return conv.padding_mode == "zeros" and bn.affine
+
+
+def _is_autocast(kind):
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)  # "meta" has none to ask for
 
 
 def weights_are_small(conv, x):

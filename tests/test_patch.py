@@ -1,0 +1,528 @@
+"""fastseg.patch on a small torchvision DeepLabV3: whatever the model could do before, it can do patched."""
+
+import copy
+import io
+import os
+import pickle
+import subprocess
+import sys
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.feature_extraction import create_feature_extractor
+from torchvision.models.segmentation.deeplabv3 import DeepLabHead, DeepLabV3
+from torchvision.models.segmentation.fcn import FCNHead
+
+import fastseg
+from fastseg.nn import AtrousConv2d, Deconv2d
+from fastseg.patches.registry import PATCHES, fast_class
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SIZE = (48, 72)
+
+
+def layer(channels, outputs, **keywords):
+    return nn.Sequential(nn.Conv2d(channels, outputs, 3, bias=False, **keywords), nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def trained_a_little(model):
+    """Fresh BatchNorms hide mistakes, and so does dropout."""
+    generator = torch.Generator().manual_seed(1)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1, generator=generator)
+            module.running_var.uniform_(0.8, 1.5, generator=generator)
+            nn.init.uniform_(module.weight, 0.5, 1, generator=generator)
+            nn.init.normal_(module.bias, 0, 0.1, generator=generator)
+        if isinstance(module, (nn.Dropout, nn.Dropout2d)):
+            module.p = 0.0
+    return model
+
+
+def network():
+    torch.manual_seed(0)
+    layers = OrderedDict(
+        stem=layer(3, 8, stride=8, padding=1),
+        layer3=layer(8, 16, padding=2, dilation=2),
+        layer4=layer(16, 24, padding=4, dilation=4),
+    )
+    backbone = IntermediateLayerGetter(nn.Sequential(layers), {"layer3": "aux", "layer4": "out"})
+    return trained_a_little(DeepLabV3(backbone, DeepLabHead(24, 5), FCNHead(16, 5))).eval()
+
+
+PATCHED = {
+    "": DeepLabV3,
+    "backbone.layer3.0": nn.Conv2d,
+    "backbone.layer4.0": nn.Conv2d,
+    "classifier.0": type(network().classifier[0]),
+    "classifier.0.convs.1.0": nn.Conv2d,
+    "classifier.0.convs.2.0": nn.Conv2d,
+    "classifier.0.convs.3.0": nn.Conv2d,
+}
+
+
+@pytest.fixture(scope="module")
+def images():
+    torch.manual_seed(2)
+    return torch.randn(2, 3, *SIZE)
+
+
+@pytest.fixture(scope="module")
+def stock(images):
+    with torch.no_grad():
+        return network()(images)
+
+
+@pytest.fixture
+def model():
+    return fastseg.patch(network(), strict=True)
+
+
+def check_same(output, stock):
+    assert list(output) == list(stock)
+    for name, logits in stock.items():
+        torch.testing.assert_close(output[name], logits, rtol=1e-5, atol=1e-6)
+
+
+def logits_and_gradients(model, x, dtype):
+    model = copy.deepcopy(model).to(dtype)
+    output = model(x.to(dtype))
+    sum(logits.square().mean() for logits in output.values()).backward()
+    return {**output, **{name: parameter.grad for name, parameter in model.named_parameters()}}
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_values_and_gradients(model, images, training):
+    model.train(training), (stock := network()).train(training)
+    ours, theirs = (logits_and_gradients(each, images, torch.float64) for each in (model, stock))
+    assert ours.keys() == theirs.keys()
+    for name, truth in theirs.items():
+        assert (ours[name] - truth).abs().amax() <= 1e-10 * truth.abs().amax(), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@torch.no_grad()
+def test_errors_are_pytorchs(model, images, dtype):
+    x = images.to(dtype)  # the same numbers for all
+    weights = {name: w.to(dtype).float() for name, w in network().state_dict().items()}
+    runs = []
+    for module, kind in ((model, dtype), (network(), torch.float64), (network(), dtype)):
+        module.load_state_dict(weights)
+        runs.append(module.to(kind)(x.to(kind)))
+    for name in runs[0]:
+        ours, truth, usual = (run[name] for run in runs)
+        off = [(y.double() - truth).abs() for y in (ours, usual)]
+        once = torch.finfo(dtype).eps / 2 * truth.abs().amax()
+        assert off[0].norm() <= 1.5 * off[1].norm() and off[0].amax() <= 1.5 * off[1].amax() + once, name
+
+
+@torch.no_grad()
+def test_one_object_changes_its_classes_and_back(images, stock):
+    model = network()
+    state, parameters, text = model.state_dict(), list(model.parameters()), repr(model)
+    contents = {path: dict(vars(module)) for path, module in model.named_modules()}
+    assert fastseg.patch(model, strict=True) is model and fastseg.is_patched(model)
+    assert {p: m.stock_class for p, m in model.named_modules() if hasattr(m, "stock_class")} == PATCHED
+    assert fastseg.patch(model) is model and isinstance(model, DeepLabV3) and type(model).__name__ == "DeepLabV3"
+    assert list(model.state_dict()) == list(state) and all(
+        map(torch.equal, model.state_dict().values(), state.values())
+    )
+    assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
+    assert "fastseg.ASPP" in repr(model)
+    assert {path: dict(vars(module)) for path, module in model.named_modules()} == contents
+    check_same(model(images), stock)
+    assert fastseg.unpatch(model) is model and not fastseg.is_patched(model) and repr(model) == text
+    assert all(type(module) is PATCHED.get(path, type(module)) for path, module in model.named_modules())
+    assert all(torch.equal(logits, stock[name]) for name, logits in model(images).items())
+
+
+def test_report(model):
+    model.classifier[0].project[0].register_forward_hook(lambda *_: None)
+    model.backbone["layer3"][0] = nn.Conv2d(8, 16, 3, padding=2, dilation=2, groups=2)
+    rows = {row.path: row for row in fastseg.report(model)}
+    assert rows["(the model)"] == ("(the model)", "DeepLabV3", True, "upsample_bilinear")
+    assert rows["backbone.layer4.0"].note == "atrous_conv2d"
+    assert rows["backbone.layer3.0"][1:] == ("Conv2d", False, "2 groups")
+    assert "runs as before: project.0" in rows["classifier.0"].note
+    assert "left alone  2 groups" in str(fastseg.report(model))
+    assert str(fastseg.report(nn.ReLU())) == "nothing that fastseg.patch knows"
+
+
+class MyConv2d(nn.Conv2d):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def parametrised():
+    return nn.utils.parametrizations.weight_norm(nn.Conv2d(4, 4, 3, dilation=2))
+
+
+def with_a_forward():
+    conv = nn.Conv2d(4, 4, 3, dilation=2)
+    conv.forward = conv.forward
+    return conv
+
+
+LEFT_ALONE = {
+    "a subclass": (lambda: MyConv2d(4, 4, 3, dilation=2), "is a subclass of torch.nn.modules.conv.Conv2d"),
+    "a parametrisation": (parametrised, "is a subclass of"),
+    "a forward of its own": (with_a_forward, "it has a forward of its own"),
+    "other padding": (lambda: nn.Conv2d(4, 4, 3, dilation=2, padding=2, padding_mode="reflect"), "padding_mode"),
+    "groups": (lambda: nn.Conv2d(4, 4, 3, dilation=2, groups=4), "4 groups"),
+    "a scale that is not whole": (lambda: nn.Upsample(scale_factor=1.5, mode="bilinear"), "is not whole"),
+}
+
+
+@pytest.mark.parametrize("build, reason", LEFT_ALONE.values(), ids=LEFT_ALONE)
+def test_left_alone(build, reason):
+    model = nn.Sequential(build(), nn.Conv2d(4, 4, 3, dilation=2))
+    x = torch.randn(1, 4, 9, 9)
+    first, kind = model[0](x), type(model[0])
+    with pytest.raises(ValueError, match="strict"):
+        fastseg.patch(model, strict=True)
+    assert not fastseg.is_patched(model)
+    fastseg.patch(model)
+    assert type(model[0]) is kind and fastseg.is_patched(model[1])
+    assert reason in fastseg.report(model)[0].note
+    assert torch.equal(model[0](x), first)
+
+
+@torch.no_grad()
+def test_nothing_to_gain():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1, dilation=4), nn.Upsample(scale_factor=2), nn.ReLU())
+    assert not fastseg.is_patched(fastseg.patch(model, strict=True)) and fastseg.report(model) == []
+
+
+CHILDREN = {
+    "branch": "convs.1",
+    "projection": "project",
+    "its convolution": "convs.1.0",
+    "pooling": "convs.4",
+    "project": "project.0",
+}
+
+
+@pytest.mark.parametrize("child", CHILDREN.values(), ids=CHILDREN)
+@torch.no_grad()
+def test_hooks_on_children_are_seen(model, images, stock, child):
+    seen = []
+    module = model.classifier[0].get_submodule(child)
+    handle = module.register_forward_hook(lambda module, inputs, output: seen.append(module))
+    check_same(model(images), stock)
+    assert seen == [module]
+    handle.remove()
+    check_same(model(images), stock)
+    assert len(seen) == 1
+
+
+@torch.no_grad()
+def test_children_of_other_kinds(model, images):
+    """Wrapped, say by LoRA, after the patch."""
+
+    class Wrapped(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return 2 * self.inner(x)
+
+    other = network()
+    for each in (model, other):
+        for parent in (each.classifier[0].project, each.classifier[0].convs[2], each.classifier[0].convs[4]):
+            index = 1 if parent[0].__class__ is nn.AdaptiveAvgPool2d else 0
+            parent[index] = Wrapped(parent[index])
+    check_same(model(images), other(images))
+
+
+def test_another_version_is_left_alone():
+    kind = type("FCN", (nn.Module,), {"forward": lambda self, x: self.classifier(self.features(x))})
+    kind.__module__, kind.__qualname__ = "torchvision.models.segmentation.fcn", "FCN"
+    model = kind()
+    assert not fastseg.is_patched(fastseg.patch(model))
+    assert "is not the one that is known: F, OrderedDict" in fastseg.report(model)[0].note
+
+
+@torch.no_grad()
+def test_ops_and_filter(images, stock):
+    model = fastseg.patch(network(), ops="upsample_bilinear")
+    assert [row.path for row in fastseg.report(model) if row.patched] == ["(the model)"]
+    model = fastseg.patch(network(), filter_fn=lambda module, path: path.startswith("classifier"))
+    assert all(row.patched == row.path.startswith("classifier") for row in fastseg.report(model))
+    check_same(model(images), stock)
+    with pytest.raises(ValueError, match="ops must be"):
+        fastseg.patch(network(), ops=["conv2d"])
+
+
+def calls_of(monkeypatch):
+    calls = []
+    fused = PATCHES["torchvision.models.segmentation.deeplabv3.ASPP"].fused
+    kind = PATCHES["torchvision.models.segmentation.deeplabv3.ASPP"]
+    monkeypatch.setattr(kind, "fused", lambda self, x: calls.append(self.training) or fused(self, x))
+    return calls
+
+
+def test_mode(monkeypatch, images):
+    calls = calls_of(monkeypatch)
+    for mode, wanted in {"auto": [False, True], "inference": [False], "training": [True]}.items():
+        model = fastseg.patch(network(), mode=mode)
+        model(images), model.train()(images)
+        assert calls == wanted
+        calls.clear()
+    assert fastseg.patch(model) is model and "fastseg_options" not in vars(model)  # the options of the last patch
+    with pytest.raises(ValueError, match="mode must be"):
+        fastseg.patch(model, mode="eval")
+
+
+@torch.no_grad()
+def test_backend(images, stock):
+    with torch.profiler.profile() as profile:
+        check_same(fastseg.patch(network(), backend="reference")(images), stock)
+    names = {event.name for event in profile.events()}
+    assert "fastseg::upsample_bilinear" in names and not any(name.startswith("fastseg_native") for name in names)
+    assert fastseg.dispatch.choose("upsample_bilinear", "cpu", images, SIZE, False, False)[0] != "reference"
+    with pytest.raises(ValueError, match="backend must be"):
+        fastseg.patch(network(), backend="fast")
+
+
+def test_patched_is_undone(images):
+    model = fastseg.patch(network(), filter_fn=lambda module, path: path == "", mode="inference")
+    before = {path: (type(module), dict(vars(module))) for path, module in model.named_modules()}
+    with pytest.raises(ZeroDivisionError), fastseg.patched(model) as same:
+        assert same is model and len([row for row in fastseg.report(model) if row.patched]) == len(PATCHED)
+        raise ZeroDivisionError
+    assert {path: (type(module), dict(vars(module))) for path, module in model.named_modules()} == before
+
+
+def test_disabled(monkeypatch):
+    monkeypatch.setenv("FASTSEG_DISABLE", "1")
+    model = fastseg.patch(network(), strict=True)
+    assert not fastseg.is_patched(model) and fastseg.report(model)[0].note == "FASTSEG_DISABLE is set"
+    monkeypatch.setenv("FASTSEG_DISABLE", "0")
+    assert fastseg.is_patched(fastseg.patch(model))
+
+
+class Doubling(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.factor = 2
+
+    def forward(self, x):
+        return x * self.factor
+
+
+def test_register(monkeypatch):
+    monkeypatch.setitem(PATCHES, f"{__name__}.Doubling", None)  # so that it is taken out again
+
+    @fastseg.register(f"{__name__}.Doubling")
+    class Faster:
+        @staticmethod
+        def why_not(module):
+            return None if module.factor == 2 else f"factor {module.factor}"
+
+        def fused(self, x):
+            return x + x
+
+    model = nn.Sequential(Doubling(), Doubling())
+    model[1].factor = 3
+    fastseg.patch(model)
+    assert [row.patched for row in fastseg.report(model)] == [True, False]
+    assert fastseg.report(model)[1].note == "factor 3"
+    assert model(torch.ones(1)) == 6
+    with pytest.raises(TypeError, match="fused"):
+        fastseg.register("package.Class")(object)
+    with pytest.raises(TypeError, match="qualified names"):
+        fastseg.register(Doubling)
+    fast_class.cache_clear()
+
+
+# What a patched model must not lose.
+
+
+@torch.no_grad()
+def test_copies(model, images, stock):
+    buffer = io.BytesIO()
+    torch.save(model, buffer)
+    buffer.seek(0)
+    loaded = torch.load(buffer, weights_only=False)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), loaded):
+        assert [row.path for row in fastseg.report(other) if row.patched] == [row.path for row in fastseg.report(model)]
+        check_same(other(images), stock)
+        assert not fastseg.is_patched(fastseg.unpatch(other)) and fastseg.is_patched(model)
+
+
+def test_loads_in_a_process_that_never_patched(tmp_path):
+    path = tmp_path / "model.pt"
+    model = fastseg.patch(nn.Sequential(nn.Conv2d(2, 2, 3, dilation=2), nn.ConvTranspose2d(2, 2, 4)), mode="inference")
+    torch.save(model, path)
+    code = f"""
+import os, torch
+for disabled in "01":
+    os.environ["FASTSEG_DISABLE"] = disabled
+    model = torch.load({str(path)!r}, weights_only=False)
+    import fastseg
+    print(fastseg.is_patched(model), model(torch.zeros(1, 2, 9, 9)).shape[-1])
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == ["True", "8", "False", "8"], done.stderr
+
+
+@torch.no_grad()
+def test_data_parallel_replica(model, images, stock):
+    replicas = {module: module._replicate_for_data_parallel() for module in model.modules()}
+    for module, replica in replicas.items():
+        assert type(replica) is type(module)
+        for name, child in module._modules.items():
+            replica._modules[name] = replicas.get(child)
+        for name, parameter in module._parameters.items():
+            setattr(replica, name, None if parameter is None else parameter.detach().clone())
+        for name, buffer in module._buffers.items():
+            replica._buffers[name] = buffer
+    check_same(replicas[model](images), stock)
+
+
+@torch.no_grad()
+def test_compile(model, images, stock):
+    torch._dynamo.reset()
+    check_same(torch.compile(model, fullgraph=True, backend="eager")(images), stock)
+
+
+def test_compile_training(model):
+    torch._dynamo.reset()
+    x = torch.randn(2, 24, 5, 7)
+    heads = model.classifier.train(), network().classifier.train()
+    run = torch.compile(heads[0], fullgraph=True, backend="aot_eager"), heads[1]
+    ours, theirs = (head(x) for head in run)
+    torch.testing.assert_close(ours, theirs)
+    for output in (ours, theirs):
+        output.square().mean().backward()
+    for a, b in zip(*(head.parameters() for head in heads), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+@torch.no_grad()
+def test_export(model, images, stock, dynamic):
+    side = torch.export.Dim.AUTO
+    shapes = ({2: side, 3: side},) if dynamic else None
+    program = torch.export.export(model, (images,), dynamic_shapes=shapes)
+    assert not any("fastseg" in str(node.target) for node in program.graph.nodes)
+    check_same(program.module()(images), stock)
+    if dynamic:
+        x = torch.randn(2, 3, 64, 56)
+        check_same(program.module()(x), network()(x))
+
+
+@torch.no_grad()
+def test_script(model, images, stock):
+    scripted = torch.jit.script(model)
+    assert "fastseg" not in str(scripted.inlined_graph)
+    check_same(scripted(images), stock)
+    assert fastseg.is_patched(model)
+
+
+@torch.no_grad()
+def test_trace(model, images, stock):
+    traced = torch.jit.trace(model, images, strict=False, check_trace=False)
+    assert "fastseg" not in str(traced.inlined_graph)
+    check_same(traced(images), stock)
+
+
+@torch.no_grad()
+def test_fx(model, images, stock):
+    graph = torch.fx.symbolic_trace(model)
+    assert fastseg.is_patched(graph)  # its leaves
+    check_same(graph(images), stock)
+    check_same(pickle.loads(pickle.dumps(graph))(images), stock)
+    extracted = create_feature_extractor(model, {"backbone.layer4.0": "features"})(images)["features"]
+    torch.testing.assert_close(
+        extracted, create_feature_extractor(network(), ["backbone.layer4.0"])(images).popitem()[1]
+    )
+
+
+def test_sync_batch_norm(model):
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    assert isinstance(converted.classifier[0].project[1], nn.SyncBatchNorm) and fastseg.is_patched(converted)
+    again = nn.SyncBatchNorm.convert_sync_batchnorm(network())
+    assert list(converted.state_dict()) == list(again.state_dict())
+
+
+@torch.no_grad()
+def test_autocast(model, images):
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, theirs = model(images), network()(images)
+    truth = network()(images)
+    for name, logits in theirs.items():
+        assert ours[name].dtype == logits.dtype
+        assert (ours[name] - truth[name]).norm() <= 1.5 * (logits - truth[name]).norm()
+
+
+@torch.no_grad()
+def test_channels_last(model, images, stock):
+    x = images.contiguous(memory_format=torch.channels_last)
+    output = model.to(memory_format=torch.channels_last)(x)
+    check_same(output, stock)
+    assert output["out"].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_checkpointing(model, images):
+    expected = logits_and_gradients(network(), images, torch.float32)
+    model.classifier.forward = lambda x, run=model.classifier.forward: checkpoint(run, x, use_reentrant=False)
+    output = model(images)
+    sum(logits.square().mean() for logits in output.values()).backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-7)
+
+
+@torch.no_grad()
+def test_before_and_after_half(images):
+    x = images.bfloat16()
+    before, after = fastseg.patch(network()).bfloat16()(x), fastseg.patch(network().bfloat16())(x)
+    assert all(torch.equal(before[name], after[name]) and after[name].dtype == torch.bfloat16 for name in after)
+
+
+@torch.no_grad()
+def test_meta(model, images):
+    assert model.to("meta")(images.to("meta"))["out"].shape == (2, 5, *SIZE)
+
+
+def test_functional_call(model, images):
+    def gradients(model):
+        def run(weights):
+            return torch.func.functional_call(model, weights, (images,))["out"].square().mean()
+
+        return torch.func.grad(run)({name: parameter.detach() for name, parameter in model.named_parameters()})
+
+    ours, theirs = gradients(model), gradients(network())
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-6)
+
+
+# PyTorch's own modules.
+
+
+@pytest.mark.parametrize("scale", [{"scale_factor": 4}, {"scale_factor": (2, 3.0)}, {"size": (17, 5)}], ids=str)
+@pytest.mark.parametrize("align_corners", [False, True, None])
+def test_upsample(scale, align_corners):
+    model = nn.Sequential(nn.Upsample(**scale, mode="bilinear", align_corners=align_corners))
+    x = torch.randn(2, 3, 5, 7)
+    expected = model(x)
+    torch.testing.assert_close(fastseg.patch(model, strict=True)(x), expected)
+    assert fastseg.is_patched(model)
+
+
+def test_deconvolution_and_convolution_without_a_batch():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, dilation=2, padding="same"), nn.ConvTranspose2d(4, 2, 4, stride=2))
+    x = torch.randn(3, 9, 11)
+    expected = model(x)
+    fastseg.patch(model, strict=True)
+    assert isinstance(model[0], AtrousConv2d) and isinstance(model[1], Deconv2d)
+    torch.testing.assert_close(model(x), expected)
+    sized = model[1](model[0](x), output_size=(21, 24))
+    torch.testing.assert_close(sized, fastseg.unpatch(model)[1](model[0](x), output_size=(21, 24)))
