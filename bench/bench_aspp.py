@@ -8,6 +8,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastseg import nn
+from fastseg.bench.channels import in_either_format
 from fastseg.bench.values import value_judge
 from fastseg.bench.vision import torchvision_segmentation
 
@@ -70,12 +71,15 @@ def ours(case):
 def checker(case, inputs):
     (x,) = inputs
 
-    @functools.cache
-    def of(dtype):
-        with torch.no_grad():
-            return peer(case).to(x.device, dtype)(x.to(dtype))
+    def judge_in(memory_format):
+        @functools.cache
+        def of(dtype):
+            with torch.no_grad():
+                return peer(case).to(x.device, dtype)(x.to(dtype, memory_format=memory_format))
 
-    return value_judge(len(x), lambda i: of(torch.float64)[i], lambda i: of(x.dtype)[i])
+        return value_judge(len(x), lambda i: of(torch.float64)[i], lambda i: of(x.dtype)[i])
+
+    return in_either_format(judge_in)
 
 
 @functools.cache

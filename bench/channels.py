@@ -21,7 +21,7 @@ def output_judge(peer, inputs, weights):
 
         return value_judge(len(inputs[0]), lambda i: output(i, torch.float64), lambda i: output(i, inputs[0].dtype))
 
-    judge = _either(judge_in)
+    judge = in_either_format(judge_in)
     return lambda y: judge(y[:, ::CHECKED])
 
 
@@ -51,10 +51,10 @@ def gradient_judge(peer, inputs, upstream):
 
         return judge
 
-    return _either(judge_in)
+    return in_either_format(judge_in)
 
 
-def _either(judge_in):
+def in_either_format(judge_in):
     """In one memory format or the other PyTorch is as far off: on a CPU the two differ fourfold, either way round."""
     judges = [judge_in(memory_format) for memory_format in (torch.contiguous_format, torch.channels_last)]
 
