@@ -162,7 +162,7 @@ def test_set_rates():
     ours, _ = pair("torchvision")
     before = list(ours.parameters())
     assert ours.rates == (2, 4, 6)
-    ours.set_rates([4, 8, 12])
+    ours.set_rates(torch.tensor([4, 8, 12]).numpy())  # of any kind of int
     assert ours.rates == (4, 8, 12)
     assert all(a is b for a, b in zip(ours.parameters(), before, strict=True))
     x = torch.randn(2, 8, 9, 13, dtype=torch.float64)

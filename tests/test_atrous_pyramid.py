@@ -227,6 +227,7 @@ X, W = torch.ones(1, 4, 3, 3), torch.ones(2, 4, 3, 3)
         ((X, [W[..., :2]], [1]), {}, ValueError, "with odd k"),
         ((X, [W], [1, 2]), {}, ValueError, r"dilations must be 1 ints from 1 on, .*got \[1, 2\]"),
         ((X, [W], [0]), {}, ValueError, r"dilations must be .*got \[0\]"),
+        ((X, [W], 1), {}, ValueError, "dilations must be 1 ints from 1 on, .*got 1"),
         ((X, [W], [1]), {"bias": torch.ones(3)}, ValueError, r"bias must be \(2,\), got \(3,\)"),
         ((X, [W], [1]), {"scale": torch.ones(2).to("meta")}, ValueError, "scale must be on cpu as input is"),
     ],

@@ -8,6 +8,8 @@ A mean that is the same everywhere adds a bias per image to the last convolution
 larger than 1x1: it is neither spread nor concatenated.
 """
 
+import numbers
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -133,6 +135,6 @@ class ASPP(nn.Module):
 
 def _checked(rates):
     rates = tuple(rates)
-    if not all(isinstance(rate, int) and rate >= 1 for rate in rates):
+    if not all(isinstance(rate, numbers.Integral) and rate >= 1 for rate in rates):
         raise ValueError(f"ASPP: rates must be ints from 1 on, got {rates}")
-    return rates
+    return tuple(map(int, rates))
