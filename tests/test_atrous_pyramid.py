@@ -19,7 +19,7 @@ from check import (
 
 import fastseg
 from fastseg import dispatch
-from fastseg.ops import atrous_pyramid
+from fastseg.ops import atrous_conv2d, atrous_pyramid
 from fastseg.ops.atrous_conv2d_plan import branches
 from fastseg.ops.atrous_conv2d_tiles import TILE_FIELDS, tile_table
 
@@ -235,3 +235,16 @@ X, W = torch.ones(1, 4, 3, 3), torch.ones(2, 4, 3, 3)
 def test_wrong_arguments(arguments, keywords, error, says):
     with pytest.raises(error, match=f"atrous_pyramid: .*{says}"):
         atrous_pyramid(*arguments, **keywords)
+
+
+def test_no_forward_mode_derivative_is_lost():
+    """Neither op has one, fused or not: an error says so."""
+    run = {
+        "atrous_conv2d": lambda x: atrous_conv2d(x, W, relu=True),
+        "atrous_pyramid": lambda x: atrous_pyramid(x, [W], [1]),
+    }
+    for op in run.values():
+        with pytest.raises(NotImplementedError, match="jvp"):
+            torch.func.jvp(op, (X,), (X,))
+        with pytest.raises(NotImplementedError, match="jvp"), torch.no_grad():
+            torch.func.jvp(op, (X,), (X,))

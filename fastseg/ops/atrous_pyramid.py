@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 from fastseg import dispatch
 from fastseg.ops import atrous_conv2d_compiled as compiled
-from fastseg.ops.atrous_conv2d import COMPILED, atrous_conv2d, reason, slower
+from fastseg.ops.atrous_conv2d import COMPILED, atrous_conv2d, reason, slower, wants_gradient
 from fastseg.ops.atrous_conv2d_plan import branches
 from fastseg.ops.autocast import autocast
 from fastseg.ops.layout import in_format, is_channels_last
@@ -85,8 +85,7 @@ def atrous_pyramid(input, weights, dilations, *, scale=None, bias=None, relu=Fal
     _check(input, weights, dilations, scale, bias)
     dilations = [int(rate) for rate in dilations]
     channels_last = is_channels_last(input)
-    tensors = input, scale, bias, *weights
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+    if wants_gradient([input, scale, bias, *weights]):
         maps = [_branch(atrous_conv2d, input, weight, rate) for weight, rate in zip(weights, dilations, strict=True)]
         output = torch.cat(maps, 1)
         output = output if scale is None else output * scale[:, None, None]
