@@ -23,6 +23,7 @@ from fastseg.nn.watched import is_plain
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, FrozenSyncBatchNorm)
 WIDE = (torch.float32, torch.float64)
 SHOWN = 5  # names in the warning
+OWN_FORWARD = "its forward is not that of its class"
 # What runs its children one after the other; torchvision's by name, as it need not be installed.
 IN_ORDER = (nn.Sequential.forward, ConvBNSequential.forward, PyramidHead.forward)
 TORCHVISION_IN_ORDER = (
@@ -45,6 +46,9 @@ def fold(model):
     A pair is left as it is where something is to see the layers' calls (hooks, parametrisations, subclasses), where
     they are used in several places, or have no fixed statistics: one warning names these and the reasons. Raises
     TypeError for what is no module, RuntimeError in training mode.
+
+    That a forward reaches into a container, for a convolution's own result or its weight, cannot be seen: after folding
+    it finds what the BatchNorm and the ReLU would have given. Compare outputs once where a model may do that.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"fold: model must be a module, got {type(model).__name__}")
@@ -78,6 +82,9 @@ class _Folding:
         names = list(module._modules)
         for i, (first, second) in enumerate(zip(names, names[1:], strict=False)):
             if isinstance(module._modules[first], nn.Conv2d) and _is_norm(module._modules[second]):
+                if "forward" in vars(module):
+                    self.left[name or "model"] = OWN_FORWARD
+                    return
                 third = names[i + 2] if i + 2 < len(names) and _is_relu(module._modules[names[i + 2]]) else None
                 self.pair(name, module, first, second, third)
 
@@ -85,7 +92,7 @@ class _Folding:
         pairs = [(getattr(module, f"conv{k}"), getattr(module, f"bn{k}")) for k in (1, 2, 3)]
         reasons = [self.reason(conv, norm, module.relu) for conv, norm in pairs]
         if "forward" in vars(module):
-            reasons.append("its forward is not that of its class")
+            reasons.append(OWN_FORWARD)
         if any(reasons):
             self.left[name or "model"] = next(filter(None, reasons))
             return

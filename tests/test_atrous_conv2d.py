@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 import fastseg
 from fastseg import dispatch
 from fastseg.ops import atrous_conv2d
+from fastseg.ops.atrous_conv2d_boxes import common_box
 from fastseg.ops.atrous_conv2d_plan import (
     TILE,
     axis,
-    best_box,
     executed_work,
     input_of,
     merged,
@@ -257,7 +257,7 @@ def test_no_valid_tap_is_skipped(how, boxed):
     longest spans no others."""
     batch, *sides = how
     rows, columns = (axis(*side) for side in zip(*sides, strict=True))
-    box = best_box(batch, rows, columns) if boxed else None
+    box = common_box(batch, ((rows, columns),)) if boxed else None
     seen = torch.zeros(rows.outputs, columns.outputs, dtype=torch.int64)
     for y, x in regions(batch, rows, columns, box):
         seen[y.start : y.stop, x.start : x.stop] += 1
@@ -335,7 +335,7 @@ def mean_work(batch, side, rates, boxed):
     work = []
     for rate in rates:
         sides = [axis(side, 3, 1, rate, rate)] * 2
-        work.append(executed_work(batch, *sides, best_box(batch, *sides) if boxed else None))
+        work.append(executed_work(batch, *sides, common_box(batch, (tuple(sides),)) if boxed else None))
     return sum(work) / len(work)
 
 

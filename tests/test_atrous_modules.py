@@ -10,6 +10,7 @@ from torch import nn
 import fastseg
 from fastseg import nn as fnn
 from fastseg.nn import ASPP, AtrousConv2d
+from fastseg.nn.conv_bn import ConvBNSequential
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -161,7 +162,7 @@ def test_set_rates():
     ours, _ = pair("torchvision")
     before = list(ours.parameters())
     assert ours.rates == (2, 4, 6)
-    ours.set_rates([4, 8, 12])
+    ours.set_rates(torch.tensor([4, 8, 12]).numpy())  # of any kind of int
     assert ours.rates == (4, 8, 12)
     assert all(a is b for a, b in zip(ours.parameters(), before, strict=True))
     x = torch.randn(2, 8, 9, 13, dtype=torch.float64)
@@ -217,6 +218,30 @@ def test_what_watches_a_layer_still_sees_its_call():
     ours.project[0].forward = lambda x: seen.append("own") or own(x)
     ours(x)
     assert seen[-1] == "own"
+
+
+OTHER_LAYERS = {  # what replaces which layer of an ASPP: it still runs, if not as one operation
+    "depthwise": ("convs.1.0", lambda: nn.Conv2d(8, 6, 3, padding=2, dilation=2, groups=2)),
+    "two rates": ("convs.1.0", lambda: nn.Conv2d(8, 6, (3, 5), padding=2, dilation=(2, 1))),
+    "3x3 in place of 1x1": ("convs.0.0", lambda: nn.Conv2d(8, 6, 3, padding=4, dilation=4)),
+    "a layer less": ("convs.1", lambda: ConvBNSequential(nn.Conv2d(8, 6, 1), nn.ReLU())),
+    "norm of groups": ("convs.1.1", lambda: nn.GroupNorm(2, 6)),
+    "dilated projection": ("project.0", lambda: nn.Conv2d(30, 6, 3, padding=2, dilation=2)),
+    "grouped projection": ("project.0", lambda: nn.Conv2d(30, 6, 1, groups=2)),
+    "projection padded by name": ("project.0", lambda: nn.Conv2d(30, 6, 3, padding="same")),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_LAYERS)
+@torch.no_grad()
+def test_other_layers(case):
+    ours, _ = pair("torchvision")
+    name, layer = OTHER_LAYERS[case]
+    ours.set_submodule(name, layer().double())
+    x = torch.randn(2, 8, 9, 13, dtype=torch.float64)
+    want = Naive(ours)(x)
+    for got in (ours(x), fastseg.fold(ours.eval())(x)):
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)
 
 
 def test_autocast():

@@ -19,7 +19,7 @@ from check import (
 
 import fastseg
 from fastseg import dispatch
-from fastseg.ops import atrous_pyramid
+from fastseg.ops import atrous_conv2d, atrous_pyramid
 from fastseg.ops.atrous_conv2d_plan import branches
 from fastseg.ops.atrous_conv2d_tiles import TILE_FIELDS, tile_table
 
@@ -227,6 +227,7 @@ X, W = torch.ones(1, 4, 3, 3), torch.ones(2, 4, 3, 3)
         ((X, [W[..., :2]], [1]), {}, ValueError, "with odd k"),
         ((X, [W], [1, 2]), {}, ValueError, r"dilations must be 1 ints from 1 on, .*got \[1, 2\]"),
         ((X, [W], [0]), {}, ValueError, r"dilations must be .*got \[0\]"),
+        ((X, [W], 1), {}, ValueError, "dilations must be 1 ints from 1 on, .*got 1"),
         ((X, [W], [1]), {"bias": torch.ones(3)}, ValueError, r"bias must be \(2,\), got \(3,\)"),
         ((X, [W], [1]), {"scale": torch.ones(2).to("meta")}, ValueError, "scale must be on cpu as input is"),
     ],
@@ -234,3 +235,16 @@ X, W = torch.ones(1, 4, 3, 3), torch.ones(2, 4, 3, 3)
 def test_wrong_arguments(arguments, keywords, error, says):
     with pytest.raises(error, match=f"atrous_pyramid: .*{says}"):
         atrous_pyramid(*arguments, **keywords)
+
+
+def test_no_forward_mode_derivative_is_lost():
+    """Neither op has one, fused or not: an error says so."""
+    run = {
+        "atrous_conv2d": lambda x: atrous_conv2d(x, W, relu=True),
+        "atrous_pyramid": lambda x: atrous_pyramid(x, [W], [1]),
+    }
+    for op in run.values():
+        with pytest.raises(NotImplementedError, match="jvp"):
+            torch.func.jvp(op, (X,), (X,))
+        with pytest.raises(NotImplementedError, match="jvp"), torch.no_grad():
+            torch.func.jvp(op, (X,), (X,))

@@ -1,6 +1,7 @@
 """fastseg.fold: the same outputs without batch normalisation, and reasons where it must stay."""
 
 import copy
+import types
 import warnings
 
 import pytest
@@ -221,6 +222,13 @@ def shared():
     return nn.Sequential(conv, nn.BatchNorm2d(3), conv, nn.BatchNorm2d(3))
 
 
+def taught():
+    """A container whose forward was replaced by one that also adds what lies between its layers."""
+    model = PAIRS["with ReLU"]()
+    model.forward = types.MethodType(lambda self, x: self[1](self[0](x)).relu() + self[0](x), model)
+    return model
+
+
 class Watchful(nn.Conv2d):
     pass
 
@@ -230,6 +238,7 @@ LEFT = {
     "hook on the convolution": (hooked(0), "0: hooks.* see the call of Conv2d"),
     "hook on the BatchNorm": (hooked(1), "0: hooks.* see the call of BatchNorm2d"),
     "hook on the ReLU": (hooked(2), "0: hooks.* see the call of ReLU"),
+    "forward of the container": (taught, "model: its forward is not that of its class"),
     "shared": (shared, "Conv2d is used in several places"),
     "subclass": (lambda: nn.Sequential(Watchful(3, 4, 1), nn.BatchNorm2d(4)), "0: Watchful is not Conv2d"),
     "parametrised": (

@@ -8,15 +8,16 @@ A mean that is the same everywhere adds a bias per image to the last convolution
 larger than 1x1: it is neither spread nor concatenated.
 """
 
+import numbers
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from fastseg.nn.atrous import AtrousConv2d
-from fastseg.nn.conv_bn import CONVOLUTIONS, ConvBNSequential, may_fold, scale_and_shift, scaled, weights_are_small
-from fastseg.nn.folded import FoldedConv2d
+from fastseg.nn.conv_bn import ConvBNSequential
+from fastseg.nn.joined import atrous_maps, joined, why_not_joining
 from fastseg.nn.watched import is_plain
-from fastseg.ops import atrous_pyramid, pyramid_conv2d
 from fastseg.ops.recording import is_recording
 
 RATES = (12, 24, 36)  # for output stride 8; the paper halves them for 16
@@ -93,7 +94,9 @@ class ASPP(nn.Module):
             return self.project(torch.cat(maps, 1))
         mean = self._mean(x)
         if self._may_add_mean(x):
-            return self._projected(torch.cat(maps, 1) if len(maps) > 1 else maps[0], mean)
+            conv, *layers = self.project
+            x = torch.cat(maps, 1) if len(maps) > 1 else maps[0]
+            return joined(x, [mean], conv, layers, align_corners=False, priors_first=self.pool_first)
         mean = F.interpolate(mean, x.shape[-2:], mode="bilinear", align_corners=False)  # from 1x1: a copy
         together = torch.cat([mean, *maps] if self.pool_first else [*maps, mean], 1)
         del maps, mean  # as large as what is left to hold
@@ -101,12 +104,9 @@ class ASPP(nn.Module):
 
     def _maps(self, x):
         """The results of the branches, one by one or all in one."""
-        parts = None if is_recording(x) else [_part(branch, x) for branch in self.branches]
-        if parts is None or None in parts or len({scale is None for _, scale, _ in parts}) > 1:
-            return [branch(x) for branch in self.branches]
-        weights, scales, shifts = zip(*parts, strict=True)
-        scale = None if scales[0] is None else torch.cat(scales)
-        return [atrous_pyramid(x, weights, [1, *self.rates], scale=scale, bias=torch.cat(shifts), relu=True)]
+        rows = [tuple(branch) if is_plain(branch, (ConvBNSequential,)) else None for branch in self.branches]
+        maps = None if is_recording(x) else atrous_maps(x, rows)
+        return [branch(x) for branch in self.branches] if maps is None else [maps]
 
     def _mean(self, x):
         branch = self.convs[-1]
@@ -127,22 +127,7 @@ class ASPP(nn.Module):
         """Whether the last convolution may be computed without its module being called."""
         if is_recording(x) or not is_plain(self.project, (ConvBNSequential,)):
             return False
-        conv = self.project[0]
-        return is_plain(conv, CONVOLUTIONS) and conv.padding_mode == "zeros"
-
-    def _projected(self, maps, mean):
-        conv, bn, *layers = self.project
-        if may_fold(conv, bn, maps) and weights_are_small(conv, maps):
-            weight, bias = scaled(conv, bn)
-        else:
-            weight, bias = conv.weight, conv.bias
-            layers.insert(0, bn)
-        if self.pool_first:
-            weight = weight.roll(-mean.shape[1], 1)
-        x = pyramid_conv2d(maps, [mean], weight, bias, conv.padding)
-        for layer in layers:
-            x = layer(x)
-        return x
+        return why_not_joining("project.0", self.project[0]) is None
 
     def extra_repr(self):
         return f"rates={self.rates}, image_pooling={self.image_pooling}, pool_first={self.pool_first}"
@@ -150,24 +135,6 @@ class ASPP(nn.Module):
 
 def _checked(rates):
     rates = tuple(rates)
-    if not all(isinstance(rate, int) and rate >= 1 for rate in rates):
+    if not all(isinstance(rate, numbers.Integral) and rate >= 1 for rate in rates):
         raise ValueError(f"ASPP: rates must be ints from 1 on, got {rates}")
-    return rates
-
-
-def _part(branch, x):
-    """(weight, scale, shift) of a branch's convolution, BatchNorm and ReLU, or None where they must be called."""
-    conv, bn, relu = branch
-    if not is_plain(branch, (ConvBNSequential,)):
-        return None
-    if (
-        is_plain(conv, (FoldedConv2d,))
-        and conv.relu
-        and is_plain(bn, (nn.Identity,))
-        and is_plain(relu, (nn.Identity,))
-    ):
-        return conv.weight, conv.scale, conv.bias
-    if not (is_plain(relu, (nn.ReLU,)) and may_fold(conv, bn, x)):
-        return None
-    scale, shift = scale_and_shift(conv, bn, torch.promote_types(x.dtype, torch.float32))
-    return conv.weight, scale.to(x.dtype), shift.to(x.dtype)
+    return tuple(map(int, rates))

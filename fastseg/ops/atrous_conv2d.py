@@ -21,6 +21,7 @@ import numbers
 
 import torch
 import torch.nn.functional as F
+from torch.autograd import forward_ad
 
 from fastseg import dispatch
 from fastseg.ops import atrous_conv2d_compiled as compiled
@@ -296,13 +297,24 @@ def atrous_conv2d(
     if scale is None and residual is None and not relu:
         return _Conv.apply(input, weight, bias, how, channels_last)
     tensors = input, weight, bias, scale, residual
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+    if wants_gradient(tensors):
         output = _Conv.apply(input, weight, None, how, channels_last)
         output = output if scale is None else output * scale[:, None, None]
         output = output if bias is None else output + bias[:, None, None]
         output = output if residual is None else output + residual
         return output.relu() if relu else output
     return _op(input, weight, scale, bias, residual, *how, relu, channels_last)
+
+
+def wants_gradient(tensors):
+    """Whether a derivative is wanted in one of these tensors or None, for operations without one.
+
+    A forward-mode one, too: it would be lost, where an autograd.Function says that it has none.
+    """
+    tensors = [x for x in tensors if x is not None]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        return True
+    return forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
 def _check_tensors(input, weight, bias, scale, residual):

@@ -150,14 +150,6 @@ def regions(batch, rows, columns, box=None):
     return tuple(sorted(((y, x) for y in down for x in right), key=lambda region: -region[0].taps * region[1].taps))
 
 
-@functools.lru_cache(maxsize=1024)
-def best_box(batch, rows, columns):
-    """(images, rows, columns), powers of 2 with TILE pixels, that executes least."""
-    sides = [2**i for i in range(TILE.bit_length())]
-    boxes = [(n, h, TILE // n // h) for n in sides for h in sides if n * h <= TILE]
-    return min(boxes, key=lambda box: (executed_work(batch, rows, columns, box), box))
-
-
 def executed_work(batch, rows, columns, box=None):
     """Executed work over dense work: tap-pixels of all tiles, whole, over those of all outputs."""
     cut = regions(batch, rows, columns, box)

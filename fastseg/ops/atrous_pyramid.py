@@ -13,12 +13,14 @@ and then  * scale[:, None, None] + bias[:, None, None]  and F.relu.
 Atrous spatial pyramid pooling: arXiv 1706.05587, section 3.3.
 """
 
+import numbers
+
 import torch
 import torch.nn.functional as F
 
 from fastseg import dispatch
 from fastseg.ops import atrous_conv2d_compiled as compiled
-from fastseg.ops.atrous_conv2d import COMPILED, atrous_conv2d, reason, slower
+from fastseg.ops.atrous_conv2d import COMPILED, atrous_conv2d, reason, slower, wants_gradient
 from fastseg.ops.atrous_conv2d_plan import branches
 from fastseg.ops.autocast import autocast
 from fastseg.ops.layout import in_format, is_channels_last
@@ -81,9 +83,9 @@ def atrous_pyramid(input, weights, dilations, *, scale=None, bias=None, relu=Fal
         raise TypeError(f"atrous_pyramid: weights must be a list of tensors, at least one, got {got}")
     input, scale, bias, *weights = autocast(input, scale, bias, *weights)
     _check(input, weights, dilations, scale, bias)
+    dilations = [int(rate) for rate in dilations]
     channels_last = is_channels_last(input)
-    tensors = input, scale, bias, *weights
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors):
+    if wants_gradient([input, scale, bias, *weights]):
         maps = [_branch(atrous_conv2d, input, weight, rate) for weight, rate in zip(weights, dilations, strict=True)]
         output = torch.cat(maps, 1)
         output = output if scale is None else output * scale[:, None, None]
@@ -109,7 +111,8 @@ def _check(input, weights, dilations, scale, bias):
         if weight.shape[1] != input.shape[1] or not all(k % 2 for k in weight.shape[2:]):
             wanted = f"(O, {input.shape[1]}, k, k) with odd k"
             raise ValueError(f"atrous_pyramid: {name} must be {wanted}, got {tuple(weight.shape)}")
-    if len(dilations) != len(weights) or not all(isinstance(rate, int) and rate >= 1 for rate in dilations):
+    are = isinstance(dilations, (tuple, list)) and all(isinstance(r, numbers.Integral) and r >= 1 for r in dilations)
+    if not are or len(dilations) != len(weights):
         wanted = f"{len(weights)} ints from 1 on, one for each weight"
         raise ValueError(f"atrous_pyramid: dilations must be {wanted}, got {dilations!r}")
     outputs = sum(weight.shape[0] for weight in weights)

@@ -2,16 +2,8 @@
 
 from collections import OrderedDict
 
-from fastseg.patches.layers import (
-    SEQUENTIAL,
-    atrous_maps,
-    first_reason,
-    joined,
-    pyramid_priors,
-    why_not_bypass,
-    why_not_joining,
-    why_not_pooling,
-)
+from fastseg.nn.joined import joined, why_not_joining
+from fastseg.patches.layers import SEQUENTIAL, aspp_maps, first_reason, pyramid_priors, why_not_bypass, why_not_pooling
 from fastseg.patches.registry import Patch, low_logits, register
 
 HEADS = "mmseg.models.decode_heads"
@@ -83,7 +75,7 @@ class ASPPHead(Patch):
         x = self._transform_inputs(inputs)
         rows = [tuple(row_of(each)) if why_not_row("", each) is None else None for each in self.aspp_modules]
         rows = [row if row is not None and len(row) == 3 else None for row in rows]
-        maps, mean = atrous_maps(x, self.aspp_modules, rows), self.image_pool(x)
+        maps, mean = aspp_maps(x, self.aspp_modules, rows), self.image_pool(x)
         conv, *layers = row_of(self.bottleneck)
         return joined(maps, [mean], conv, layers, self.align_corners, priors_first=True)
 

@@ -6,17 +6,10 @@ import torch
 from torch import nn
 
 from fastseg.models.segmenter import upsampled
+from fastseg.nn.joined import joined, why_not_joining
 from fastseg.nn.watched import is_plain
 from fastseg.ops import upsample_argmax, upsample_cross_entropy
-from fastseg.patches.layers import (
-    SEQUENTIAL,
-    first_reason,
-    joined,
-    pyramid_priors,
-    why_not_bypass,
-    why_not_joining,
-    why_not_pooling,
-)
+from fastseg.patches.layers import SEQUENTIAL, first_reason, pyramid_priors, why_not_bypass, why_not_pooling
 from fastseg.patches.registry import low_logits, register
 
 LIBRARY = "model.pspnet"

@@ -8,16 +8,9 @@ from collections import OrderedDict
 import torch
 from torch import Tensor, nn
 
+from fastseg.nn.joined import joined, why_not_joining
 from fastseg.nn.watched import is_plain
-from fastseg.patches.layers import (
-    SEQUENTIAL,
-    first_reason,
-    joined,
-    pyramid_priors,
-    why_not_bypass,
-    why_not_joining,
-    why_not_pooling,
-)
+from fastseg.patches.layers import SEQUENTIAL, first_reason, pyramid_priors, why_not_bypass, why_not_pooling
 from fastseg.patches.registry import Patch, low_logits, register
 
 LIBRARY = "segmentation_models_pytorch"

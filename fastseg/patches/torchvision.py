@@ -6,15 +6,8 @@ import torch
 from torch import Tensor
 
 from fastseg.models.segmenter import upsampled
-from fastseg.patches.layers import (
-    SEQUENTIAL,
-    atrous_maps,
-    first_reason,
-    joined,
-    why_not_bypass,
-    why_not_joining,
-    why_not_pooling,
-)
+from fastseg.nn.joined import joined, why_not_joining
+from fastseg.patches.layers import SEQUENTIAL, aspp_maps, first_reason, why_not_bypass, why_not_pooling
 from fastseg.patches.registry import Patch, TensorPatch, low_logits, register
 
 TORCHVISION = "torchvision.models.segmentation"
@@ -56,7 +49,7 @@ class ASPP(TensorPatch):
         for layer in pool:
             mean = layer(mean)
         conv, *layers = self.project
-        return joined(atrous_maps(x, branches, rows), [mean], conv, layers, align_corners=False)
+        return joined(aspp_maps(x, branches, rows), [mean], conv, layers, align_corners=False)
 
 
 MODELS = (f"{TORCHVISION}.fcn.FCN", f"{TORCHVISION}.deeplabv3.DeepLabV3")

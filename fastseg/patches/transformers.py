@@ -1,13 +1,7 @@
 """Hugging Face transformers: the pyramid of UperNet."""
 
-from fastseg.patches.layers import (
-    first_reason,
-    joined,
-    pyramid_priors,
-    why_not_bypass,
-    why_not_joining,
-    why_not_pooling,
-)
+from fastseg.nn.joined import joined, why_not_joining
+from fastseg.patches.layers import first_reason, pyramid_priors, why_not_bypass, why_not_pooling
 from fastseg.patches.registry import Patch, register
 
 UPERNET = "transformers.models.upernet.modeling_upernet"
