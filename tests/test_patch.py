@@ -573,9 +573,7 @@ def test_transforms(transform):
 
 def test_a_class_that_derives_from_a_patched_one_is_kept():
     conv = fastseg.patch(nn.Conv2d(2, 2, 3, dilation=2))
-    conv.__class__ = type(
-        "Summed", (type(conv),), {"forward": lambda self, x: super(type(self), self).forward(x).sum()}
-    )
+    conv.__class__ = type("Summed", (type(conv),), {"forward": lambda self, x: x.sum()})
     other = copy.deepcopy(conv)
     assert type(other) is type(conv) and other(torch.zeros(1, 2, 9, 9)).dim() == 0
 
