@@ -51,8 +51,7 @@ def load_checkpoint(model_or_name, path_or_state_dict, source="auto", **keywords
         model, found = model_or_name, _recognise(model_or_name, path_or_state_dict, source)
         weights = fitting(model, found)
         _check_numerics(model, found)
-    counters = {name: torch.zeros_like(t) for name, t in model.state_dict().items() if name.endswith(COUNTER)}
-    model.load_state_dict({**counters, **weights})
+    model.load_state_dict({**counters(model), **weights})
     if found.preprocess is not None:
         model.preprocess = found.preprocess
     return model
@@ -63,6 +62,11 @@ def empty(name, keywords):
     with torch.device("meta"):
         model = models.get_model(name, **keywords)
     return model.to_empty(device="cpu")
+
+
+def counters(model):
+    """Of the steps of BatchNorms, which no file need have: {name: 0}."""
+    return {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items() if name.endswith(COUNTER)}
 
 
 def prepare(name, path_or_state_dict, source, keywords):
@@ -97,7 +101,8 @@ def _network(name, found, keywords):
     keywords leave its form open or contradict it."""
     if found.network is None:
         return _of_caller(name, factory_arguments(found.tensors), keywords)
-    if name not in (None, found.network):
+    name, keywords = _of_its_form(name or found.network, keywords)
+    if name != found.network:
         raise ValueError(f"load_checkpoint: the weights are a {found.network} of {found.library}, got {name!r}")
     forms = [form for form in found.forms if agrees(form, keywords)]
     if not forms:
@@ -119,8 +124,14 @@ def _of_caller(name, told, keywords):
             f"load_checkpoint: weights of FCN-8s trained in stages and at once have the same names: say at_once=False, "
             f"or at_once=True for a {AT_ONCE}"
         )
-    if name in (STAGED, AT_ONCE):
-        name = AT_ONCE if keywords.pop("at_once", True) else STAGED
+    return _of_its_form(name, keywords)
+
+
+def _of_its_form(name, keywords):
+    """(name, keywords) of an FCN-8s without at_once, which stands in the name."""
+    if name in (STAGED, AT_ONCE) and "at_once" in keywords:
+        keywords = dict(keywords)
+        name = AT_ONCE if keywords.pop("at_once") else STAGED
     return name, keywords
 
 

@@ -51,9 +51,7 @@ def recognise(content, library="auto", own_names=lambda tensors: ()):
     """
     tensors = {name: tensor for name, tensor in unwrapped(content).items() if not name.endswith(COUNTER)}
     if OWN in content:  # `fastseg convert` wrote it
-        note = content[OWN]
-        form, preprocess = note["keywords"], Preprocess(*note["preprocess"])
-        return Found(note["library"], tensors, note["network"], forms=(form,), preprocess=preprocess)
+        return _noted(content[OWN], tensors)
     if library in (OWN, SKIP_FCN) or (library == "auto" and "score_fr.weight" in tensors):
         return Found(OWN if library == OWN else SKIP_FCN, tensors)
     source, known, present = _likeliest(tensors, library)
@@ -67,6 +65,16 @@ def recognise(content, library="auto", own_names=lambda tensors: ()):
         which = f"a {source.family} of {source.library}"
         raise ValueError(f"load_checkpoint: {which} is not supported, as {source.why_not}")
     return _found(source, tensors, _configuration(content))
+
+
+def _noted(note, tensors):
+    """Found of what `fastseg convert` wrote."""
+    try:
+        library, network, form, preprocess = (note[key] for key in ("library", "network", "keywords", "preprocess"))
+        return Found(library, tensors, network, forms=(dict(form),), preprocess=Preprocess(*preprocess))
+    except (KeyError, TypeError, ValueError) as error:
+        wanted = "library, network, keywords and preprocess, as fastseg convert writes"
+        raise ValueError(f"load_checkpoint: under {OWN!r} there must be {wanted}, got {note!r}") from error
 
 
 def _likeliest(tensors, library):
