@@ -440,7 +440,13 @@ def test_the_configuration_beside_the_weights_decides(written_out):
         assert load_checkpoint("deeplabv3_resnet9", content).output_stride == 16
         with pytest.raises(ValueError, match="has no deeplabv3_resnet9 of output_stride=8"):
             load_checkpoint("deeplabv3_resnet9", content, output_stride=8)
-    content["meta"]["config"] = CONFIGURATION.replace("2,\n        1,", "1,\n        1,").replace("False", "True")
+    plain = CONFIGURATION.replace("2,\n        1,", "1,\n        1,").replace("False", "True")
+    with pytest.raises(ValueError, match=r"no deeplabv3 here of .*multi_grid=\(1, 2, 4\), rates=\(6, 12, 18\)"):
+        load_checkpoint("deeplabv3_resnet9", {**content, "meta": {"config": plain}})
+    plain = plain.replace("multi_grid=(1, 2, 4), ", "")
+    with pytest.raises(ValueError, match=r"multi_grid=None, rates=\(6, 12, 18\)"):
+        load_checkpoint("deeplabv3_resnet9", {**content, "meta": {"config": plain}})
+    content["meta"]["config"] = plain.replace("6, 12, 18", "12, 24, 36")
     assert load_checkpoint("deeplabv3_resnet9", content).align_corners
     content["meta"]["config"] = CONFIGURATION.replace("        1,\n    )", "        2,\n    )")
     with pytest.raises(ValueError, match="no deeplabv3 here of output_stride=32"):

@@ -141,13 +141,22 @@ def _configuration(content):
     meta = content.get("meta")
     text = (meta.get("cfg") or meta.get("config")) if isinstance(meta, dict) else None
     text = re.sub(r"\s", "", text) if isinstance(text, str) else ""
-    strides = re.search(r"\bstrides=[([](.*?),?[])]", text)
+    strides = _numbers("strides", text)
     if strides is None:
         return {}
     head = re.search(r"\bdecode_head=dict\((.*?)\bnum_classes", text)
-    dilation = re.search(r"\bdilation=(\d+)", head[1]) if head else None
-    return {
-        "output_stride": 4 * math.prod(map(int, strides[1].split(","))),
+    head = head[1] if head else ""
+    dilation, rates = re.search(r"\bdilation=(\d+)", head), _numbers("dilations", head)
+    said = {
+        "output_stride": 4 * math.prod(strides),
         "align_corners": "align_corners=True" in text,
         "head_dilation": int(dilation[1]) if dilation else 1,
+        "multi_grid": _numbers("multi_grid", text),
     }
+    return said if rates is None else {**said, "rates": rates[1:]}  # after that of the 1x1 convolution
+
+
+def _numbers(key, text):
+    """The value of key=(1, 2, ...) in a text without spaces, or None."""
+    match = re.search(rf"\b{key}=[([]([\d,]*)[])]", text)
+    return tuple(int(number) for number in match[1].split(",") if number) if match else None
