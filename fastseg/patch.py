@@ -42,8 +42,10 @@ def patch(model, *, ops="auto", mode="auto", backend="auto", filter_fn=None, str
     parametrisations, wrapped or quantised children, other kinds of padding; also if hooks come later. `report` tells.
 
     Patched modules pickle, copy and replicate; torch.jit, torch.export and torch.onnx record the model's own
-    operations. Patch before SyncBatchNorm conversion, DistributedDataParallel, FSDP and torch.compile. Patching again
-    changes the options. With FASTSEG_DISABLE=1 in the environment it does nothing.
+    operations. Patch before SyncBatchNorm conversion, DistributedDataParallel, FSDP and torch.compile, and after
+    torch.ao.quantization and its fuse_modules, which look for PyTorch's classes alone. A pickled model needs fastseg
+    where it is loaded: unpatch it for others. Patching again changes the options of what it finds, and undoes nothing.
+    With FASTSEG_DISABLE=1 in the environment it does nothing.
     """
     allowed = _check(ops, mode, backend)
     if disabled():

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 from collections import OrderedDict
 
 import pytest
@@ -614,3 +615,12 @@ def test_labels_of_another_version(images):
     DeepLabV3.__module__, DeepLabV3.__qualname__ = type(model).__module__, "DeepLabV3"
     labels = fastseg.predict(DeepLabV3().eval(), images)
     assert (labels == model(images)["out"].argmin(1)).float().mean() > 0.99
+
+
+@torch.no_grad()
+def test_fold(model, images, stock):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # which would name what is left as it is
+        folded = fastseg.fold(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    check_same(folded(images), stock)
