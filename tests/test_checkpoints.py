@@ -509,6 +509,8 @@ class TestErrors:
     def test_keywords_for_a_model_that_is_there(self):
         with pytest.raises(ValueError, match="got aux_loss=False"):
             load_checkpoint(nn.Identity(), {}, aux_loss=False)
+        with pytest.raises(TypeError, match="a name of list_models or a module, got NoneType"):
+            load_checkpoint(None, {"conv1.weight": torch.zeros(1)})
 
     def test_what_no_network_here_computes(self):
         names = ["encoder.conv1", "decoder.conv.0", "segmentation_head.0", "decoder.psp.blocks.1.pool.1.0"]
