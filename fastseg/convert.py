@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from fastseg.cli import CommandError
-from fastseg.models.loading import empty, fitting, prepare, to_torchvision_state_dict
+from fastseg.models.loading import counters, empty, fitting, prepare, to_torchvision_state_dict
 from fastseg.models.recognise import OWN
 from fastseg.models.sources import ALIASES, LIBRARIES
 
@@ -31,6 +31,7 @@ def configure(parser):
         help="of %(choices)s",
     )
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="of the network, such as align_corners=True")
+    add("--overwrite", action="store_true", help="replace files that are there")
     add("--to", default=OWN, choices=(OWN, "torchvision"), help="whose names to write; default: %(default)s")
 
 
@@ -48,8 +49,7 @@ def run(arguments):
     for number, (path, out) in enumerate(zip(inputs, outputs, strict=True), start=1):
         place = f"[{number}/{len(inputs)}] " if len(inputs) > 1 else ""
         try:
-            if out.resolve() == path.resolve():
-                raise ValueError("would be written over itself")
+            _check_output(out, path, arguments.overwrite)
             told = convert(path, out, arguments.network, arguments.source, keywords, arguments.to)
         except (OSError, ValueError, TypeError, ImportError, RuntimeError) as error:
             failed.append(path)
@@ -59,6 +59,15 @@ def run(arguments):
     if failed and len(inputs) > 1:
         print(f"fastseg: {len(failed)} of {len(inputs)} not converted: {', '.join(map(str, failed))}", file=sys.stderr)
     return 2 if failed else 0
+
+
+def _check_output(out, path, overwrite):
+    if out.exists() and path.exists() and out.samefile(path):
+        raise ValueError("would be written over itself")
+    if out.exists() and not overwrite:
+        raise ValueError(f"{out} is there: another name, or --overwrite")
+    if out.suffix == ".safetensors":
+        raise ValueError(f"{out} would not be such a file but one of torch.save: name it .pth")
 
 
 def _setting(text):
@@ -81,7 +90,7 @@ def convert(path, out, name=None, source="auto", keywords=None, to=OWN):
         note = {"library": found.library, "network": name, "keywords": keywords, "preprocess": preprocess}
         content = {OWN: note, "state_dict": weights}
     else:
-        model.load_state_dict(weights, strict=False)
+        model.load_state_dict({**counters(model), **weights})
         content = to_torchvision_state_dict(model)
     _write_whole(content, out)
     return f"{name} of {found.library}, {model.num_classes} classes"

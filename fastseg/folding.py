@@ -18,7 +18,7 @@ from fastseg.nn import ASPP, PyramidConv2d
 from fastseg.nn.conv_bn import CONVOLUTIONS, ConvBNSequential, scale_and_shift
 from fastseg.nn.folded import FoldedBottleneck, FoldedConv2d
 from fastseg.nn.freezing import FrozenBatchNorm2d, FrozenSyncBatchNorm
-from fastseg.nn.watched import is_plain
+from fastseg.nn.watched import is_plain, stock_class
 
 NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, FrozenBatchNorm2d, FrozenSyncBatchNorm)
 WIDE = (torch.float32, torch.float64)
@@ -128,7 +128,7 @@ class _Folding:
         for module, known in ((conv, kinds), (norm, NORMS), (relu, (nn.ReLU,))):
             if module is None:
                 continue
-            if type(module) not in known:
+            if stock_class(module) not in known:
                 return f"{type(module).__name__} is not {known[0].__name__}"
             if not is_plain(module, known):
                 return f"hooks, or a forward of its own, are to see the call of {type(module).__name__}"

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from fastseg import patches  # noqa: F401  (registers what it knows)
 from fastseg.dispatch import BACKENDS
 from fastseg.dispatch import ops as all_ops
+from fastseg.nn.watched import stock_class
 from fastseg.patches.registry import (
     MODES,
     Options,
@@ -41,8 +42,10 @@ def patch(model, *, ops="auto", mode="auto", backend="auto", filter_fn=None, str
     parametrisations, wrapped or quantised children, other kinds of padding; also if hooks come later. `report` tells.
 
     Patched modules pickle, copy and replicate; torch.jit, torch.export and torch.onnx record the model's own
-    operations. Patch before SyncBatchNorm conversion, DistributedDataParallel, FSDP and torch.compile. Patching again
-    changes the options. With FASTSEG_DISABLE=1 in the environment it does nothing.
+    operations. Patch before SyncBatchNorm conversion, DistributedDataParallel, FSDP and torch.compile, and after
+    torch.ao.quantization and its fuse_modules, which look for PyTorch's classes alone. A pickled model needs fastseg
+    where it is loaded: unpatch it for others. Patching again changes the options of what it finds, and undoes nothing.
+    With FASTSEG_DISABLE=1 in the environment it does nothing.
     """
     allowed = _check(ops, mode, backend)
     if disabled():
@@ -54,7 +57,7 @@ def patch(model, *, ops="auto", mode="auto", backend="auto", filter_fn=None, str
             continue
         if filter_fn is not None and not filter_fn(module, path):
             continue
-        if not allowed.issuperset(getattr(patch_of(_stock(module)), "ops", ())):
+        if not allowed.issuperset(getattr(patch_of(stock_class(module)), "ops", ())):
             continue
         if reason is None:
             chosen.append(module)
@@ -87,13 +90,9 @@ def _check(ops, mode, backend):
 _NOT_CONCERNED = "nothing to gain"
 
 
-def _stock(module):
-    return type(module).stock_class if is_fast(module) else type(module)
-
-
 def _why_not(module):
     """Why a module may not be patched, or None; _NOT_CONCERNED where it is not known, or has nothing to gain."""
-    kind = _stock(module)
+    kind = stock_class(module)
     known = next((each for each in kind.__mro__ if patch_of(each) is not None), None)
     if known is None or kind.__module__.startswith("fastseg.") or not _concerns(known, module):
         return _NOT_CONCERNED
@@ -128,13 +127,17 @@ def _become(module, kind, options):
 
 @contextlib.contextmanager
 def patched(model, **options):
-    """`with fastseg.patched(model):` patches it inside, with the options of `patch`, and restores what was before."""
+    """`with fastseg.patched(model):` patches it inside, with the options of `patch`, and restores what was before.
+
+    Modules that were given another class inside, such as by a parametrisation, keep that.
+    """
     before = [(module, type(module), vars(module).get("fastseg_options")) for module in model.modules()]
     try:
         yield patch(model, **options)
     finally:
-        for state in before:
-            _become(*state)
+        for module, kind, options in before:
+            if stock_class(module) is vars(kind).get("stock_class", kind):
+                _become(module, kind, options)
 
 
 def is_patched(model):
@@ -176,5 +179,5 @@ def report(model):
             note = ops if reason is None else f"runs as before: {reason}"
         else:
             note = reason or ("FASTSEG_DISABLE is set" if disabled() else "not asked for")
-        rows.append(Row(path or "(the model)", _stock(module).__name__, fast, note))
+        rows.append(Row(path or "(the model)", stock_class(module).__name__, fast, note))
     return rows

@@ -13,7 +13,7 @@ import torch
 from fastseg.models.segmenter import Network
 from fastseg.nn.watched import is_plain, stock_class
 from fastseg.ops import upsample_argmax, upsample_cross_entropy
-from fastseg.patches.registry import LOGITS, qualified
+from fastseg.patches.registry import LOGITS, qualified, why_not
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def _logits(model, x, aux):
     if isinstance(model, Network):
         return model.heads(x, aux), model.align_corners
     known = LOGITS.get(qualified(type(model)))
-    if known is not None and is_plain(model, (stock_class(model),)):
+    if known is not None and is_plain(model, (stock_class(model),)) and why_not(stock_class(model)) is None:
         found = known(model, x, aux)
         if found is not None:
             return found

@@ -5,6 +5,7 @@ at which a pooling that rounds up has one row and column more.
 """
 
 import math
+import os
 
 import pytest
 import torch
@@ -439,7 +440,13 @@ def test_the_configuration_beside_the_weights_decides(written_out):
         assert load_checkpoint("deeplabv3_resnet9", content).output_stride == 16
         with pytest.raises(ValueError, match="has no deeplabv3_resnet9 of output_stride=8"):
             load_checkpoint("deeplabv3_resnet9", content, output_stride=8)
-    content["meta"]["config"] = CONFIGURATION.replace("2,\n        1,", "1,\n        1,").replace("False", "True")
+    plain = CONFIGURATION.replace("2,\n        1,", "1,\n        1,").replace("False", "True")
+    with pytest.raises(ValueError, match=r"no deeplabv3 here of .*multi_grid=\(1, 2, 4\), rates=\(6, 12, 18\)"):
+        load_checkpoint("deeplabv3_resnet9", {**content, "meta": {"config": plain}})
+    plain = plain.replace("multi_grid=(1, 2, 4), ", "")
+    with pytest.raises(ValueError, match=r"multi_grid=None, rates=\(6, 12, 18\)"):
+        load_checkpoint("deeplabv3_resnet9", {**content, "meta": {"config": plain}})
+    content["meta"]["config"] = plain.replace("6, 12, 18", "12, 24, 36")
     assert load_checkpoint("deeplabv3_resnet9", content).align_corners
     content["meta"]["config"] = CONFIGURATION.replace("        1,\n    )", "        2,\n    )")
     with pytest.raises(ValueError, match="no deeplabv3 here of output_stride=32"):
@@ -502,6 +509,8 @@ class TestErrors:
     def test_keywords_for_a_model_that_is_there(self):
         with pytest.raises(ValueError, match="got aux_loss=False"):
             load_checkpoint(nn.Identity(), {}, aux_loss=False)
+        with pytest.raises(TypeError, match="a name of list_models or a module, got NoneType"):
+            load_checkpoint(None, {"conv1.weight": torch.zeros(1)})
 
     def test_what_no_network_here_computes(self):
         names = ["encoder.conv1", "decoder.conv.0", "segmentation_head.0", "decoder.psp.blocks.1.pool.1.0"]
@@ -544,6 +553,13 @@ class TestSkipFCN:
         assert main(["convert", str(tmp_path / "in.pth"), str(converted), *named]) == 0
         model = load_checkpoint("fcn8s_vgg16", converted)
         assert torch.equal(model.fc6.weight, network.fc6.weight)
+        load_checkpoint("fcn8s_vgg16", converted, at_once=False)  # said again
+        with pytest.raises(ValueError, match="are a fcn8s_vgg16 of caffe, got 'fcn8s_atonce_vgg16'"):
+            load_checkpoint("fcn8s_vgg16", converted, at_once=True)
+        assert main(["convert", str(converted), str(tmp_path / "again.pth"), "--set", "at_once=False"]) == 0
+        for note in ({}, 3, {"library": "caffe", "network": "fcn8s_vgg16", "keywords": 3, "preprocess": 4}):
+            with pytest.raises(ValueError, match="under 'fastseg' there must be library, network"):
+                load_checkpoint("fcn8s_vgg16", {"fastseg": note, "state_dict": network.state_dict()})
         with pytest.raises(ValueError, match="steps: wanted .* 1\\).*, got .*0.01"):
             load_checkpoint(models.fcn8s_atonce_vgg16(num_classes=CLASSES, fc_channels=16), converted)
 
@@ -605,6 +621,19 @@ class TestConvert:
         back = torch.load("back.pth", weights_only=True)
         assert back.keys() == weights.keys()
         assert torch.equal(back["backbone.conv1.weight"], weights["backbone.conv1.weight"].float())
+        assert {int(back[name]) for name in back if name.endswith("num_batches_tracked")} == {0}
+
+    def test_does_not_replace_files_unless_told(self, run, written_out):
+        torch.save(halved(written_out("torchvision fcn")[0]), "in.pth")
+        torch.save({"mine": torch.ones(1)}, "other.pth")  # meant as a second file of weights
+        code, _, err = run("in.pth", "other.pth")
+        assert code == 2 and "other.pth is there: another name, or --overwrite" in err
+        assert list(torch.load("other.pth", weights_only=True)) == ["mine"]
+        assert run("in.pth", "other.pth", "--overwrite")[0] == 0
+        assert "fastseg" in torch.load("other.pth", weights_only=True)
+        os.link("in.pth", "linked.pth")
+        code, _, err = run("in.pth", "linked.pth", "--overwrite")
+        assert code == 2 and "over itself" in err
 
     def test_what_it_refuses(self, run, written_out):
         torch.save(halved(written_out("mmsegmentation fcn")[0]), "in.pth")
@@ -614,6 +643,7 @@ class TestConvert:
             (["in.pth", "out.pth"], "several forms"),
             (["in.pth", "out.pth", "--set", "align_corners=no"], "wanted KEY=VALUE"),
             (["in.pth", "a/in.pth", "out"], "same name"),
+            (["in.pth", "out.safetensors", "--set", "align_corners=False"], "name it .pth"),
             (["in.pth", "out.pth", "--network", "fcn_resnet50"], "fcn_resnet9 of mmsegmentation, got 'fcn_resnet50'"),
             (["in.pth", "out.pth", "--to", "torchvision", "--set", "align_corners=False"], "not torchvision's"),
         ):

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import warnings
 from collections import OrderedDict
 
 import pytest
@@ -526,3 +527,100 @@ def test_deconvolution_and_convolution_without_a_batch():
     torch.testing.assert_close(model(x), expected)
     sized = model[1](model[0](x), output_size=(21, 24))
     torch.testing.assert_close(sized, fastseg.unpatch(model)[1](model[0](x), output_size=(21, 24)))
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.complex64], ids=str)
+def test_numbers_without_kernels_go_to_pytorch(dtype):
+    layers = [nn.Upsample(scale_factor=2, mode="bilinear")]
+    if dtype.is_complex:
+        layers = [nn.Conv2d(3, 4, 3, dilation=2, dtype=dtype), nn.ConvTranspose2d(4, 2, 4, dtype=dtype)]
+    model = nn.Sequential(*layers)
+    x = (100 * torch.rand(1, 3, 9, 9)).to(dtype)
+    expected = model(x)
+    assert torch.equal(fastseg.patch(model, strict=True)(x), expected)
+
+
+def test_arguments_keep_their_names():
+    x = torch.randn(1, 2, 5, 5)
+    for module in (nn.Upsample(scale_factor=2, mode="bilinear"), nn.Conv2d(2, 2, 3, dilation=2)):
+        expected = module(input=x)
+        torch.testing.assert_close(fastseg.patch(module, strict=True)(input=x), expected)
+
+
+def forward_mode(model, x):
+    with torch.autograd.forward_ad.dual_level():
+        return torch.autograd.forward_ad.unpack_dual(model(torch.autograd.forward_ad.make_dual(x, x.cos())))
+
+
+TRANSFORMS = {
+    "jvp": lambda model, x: torch.func.jvp(model, (x,), (x.cos(),)),
+    "forward mode": forward_mode,
+    "vmap": lambda model, x: torch.func.vmap(model)(x[None]),
+    "vmap of weights": lambda model, x: torch.func.vmap(lambda w: torch.func.functional_call(model, w, (x,)))(
+        {name: torch.stack([w, 2 * w]) for name, w in model.named_parameters()}
+    ),
+}
+
+
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@torch.no_grad()
+def test_transforms(transform):
+    model, x = network().classifier, torch.randn(2, 24, 5, 7)
+    model.insert(0, nn.Upsample(scale_factor=2, mode="bilinear"))
+    model.append(nn.ConvTranspose2d(5, 5, 4, stride=2))
+    expected = transform(model.double(), x.double())
+    torch.testing.assert_close(tuple(transform(fastseg.patch(model), x.double())), tuple(expected))
+
+
+def test_a_class_that_derives_from_a_patched_one_is_kept():
+    conv = fastseg.patch(nn.Conv2d(2, 2, 3, dilation=2))
+    conv.__class__ = type("Summed", (type(conv),), {"forward": lambda self, x: x.sum()})
+    other = copy.deepcopy(conv)
+    assert type(other) is type(conv) and other(torch.zeros(1, 2, 9, 9)).dim() == 0
+
+
+def test_patched_keeps_a_parametrisation_that_came_inside():
+    model = nn.Sequential(nn.Conv2d(2, 2, 3, dilation=2))
+    x = torch.randn(1, 2, 9, 9)
+    expected = model(x)
+    with fastseg.patched(model):
+        nn.utils.parametrizations.weight_norm(model[0])
+    torch.testing.assert_close(model(x), expected)
+
+
+@torch.no_grad()
+def test_batch_norm_without_statistics(images):
+    stock = network()
+    for module in stock.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats, module.running_mean, module.running_var = False, None, None
+    expected = stock(images)
+    torch.testing.assert_close(fastseg.patch(stock)(images), expected)
+
+
+@torch.no_grad()
+def test_labels_of_another_version(images):
+    """Of the same name, with other logits: of these we know nothing."""
+    model = network()
+
+    class DeepLabV3(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.classifier = model.backbone, model.classifier
+            self.aux_classifier = None
+
+        def forward(self, x):
+            return -model(x)["out"]
+
+    DeepLabV3.__module__, DeepLabV3.__qualname__ = type(model).__module__, "DeepLabV3"
+    labels = fastseg.predict(DeepLabV3().eval(), images)
+    assert (labels == model(images)["out"].argmin(1)).float().mean() > 0.99
+
+
+@torch.no_grad()
+def test_fold(model, images, stock):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # which would name what is left as it is
+        folded = fastseg.fold(model)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in folded.modules())
+    check_same(folded(images), stock)

@@ -4,53 +4,18 @@ DeepLabv3 and FCN on ResNets are `Segmenter`s with torchvision's state dicts, PS
 code; FCN-32s, 16s and 8s are `SkipFCN`s with the state dicts of the authors' Caffe networks.
 """
 
+# ruff: noqa: F401  (factories are in __all__ by _FACTORIES)
+
 from fastseg.models.deeplabv3 import DeepLabV3, deeplabv3_resnet50, deeplabv3_resnet101
+from fastseg.models.factories import _FACTORIES, get_model, list_models
 from fastseg.models.fcn import FCN, fcn_resnet50, fcn_resnet101
 from fastseg.models.fcn_alexnet import fcn8s_alexnet, fcn16s_alexnet, fcn32s_alexnet
 from fastseg.models.fcn_googlenet import fcn8s_googlenet, fcn16s_googlenet, fcn32s_googlenet
 from fastseg.models.fcn_vgg16 import fcn8s_atonce_vgg16, fcn8s_vgg16, fcn16s_vgg16, fcn32s_vgg16
+from fastseg.models.loading import load_checkpoint, to_torchvision_state_dict
 from fastseg.models.pspnet import PSPNet, pspnet_resnet50, pspnet_resnet101, pspnet_resnet152, pspnet_resnet269
 from fastseg.models.segmenter import Segmenter
 from fastseg.models.skip_fcn import SkipFCN
-
-_FACTORIES = {
-    factory.__name__: factory
-    for factory in (
-        fcn_resnet50,
-        fcn_resnet101,
-        deeplabv3_resnet50,
-        deeplabv3_resnet101,
-        pspnet_resnet50,
-        pspnet_resnet101,
-        pspnet_resnet152,
-        pspnet_resnet269,
-        fcn32s_vgg16,
-        fcn16s_vgg16,
-        fcn8s_vgg16,
-        fcn8s_atonce_vgg16,
-        fcn32s_alexnet,
-        fcn16s_alexnet,
-        fcn8s_alexnet,
-        fcn32s_googlenet,
-        fcn16s_googlenet,
-        fcn8s_googlenet,
-    )
-}
-
-
-def list_models():
-    """The names that `get_model` knows."""
-    return list(_FACTORIES)
-
-
-def get_model(name, **keywords):
-    """The network of that name: `get_model("fcn_resnet50", num_classes=19)`. Raises ValueError if unknown."""
-    if name not in _FACTORIES:
-        raise ValueError(f"get_model: name must be one of {', '.join(_FACTORIES)}, got {name!r}")
-    return _FACTORIES[name](**keywords)
-
-
-from fastseg.models.loading import load_checkpoint, to_torchvision_state_dict  # noqa: E402  (calls get_model)
 
 __all__ = [
     "FCN",

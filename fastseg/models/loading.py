@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 import torch
 
-from fastseg import models
 from fastseg.models.checkpoints import COUNTER, factory_arguments, misfits, read_file, shortened
 from fastseg.models.deeplabv3 import DeepLabV3
+from fastseg.models.factories import get_model
 from fastseg.models.fcn import FCN
 from fastseg.models.pspnet import PSPNet
 from fastseg.models.recognise import OWN, agrees, in_words, recognise, structure_of
@@ -36,6 +36,10 @@ def load_checkpoint(model_or_name, path_or_state_dict, source="auto", **keywords
                         output_stride, unless the file holds its configuration; of kazuto1011 output_stride, rates and
                         multi_grid; of fcn8s_vgg16 at_once. aux_loss=False leaves an auxiliary head out
 
+    Weights of mmsegmentation at an output stride of 16 or 32 (D16, D32) have the same names too: of an FCN or PSPNet
+    they are refused only if the file holds its configuration, as no network here computes that. Weights that were
+    trained here in another form than torchvision's or semseg's, under whose names they are, need source="fastseg".
+
     Returns the model, with the `preprocess` that its weights want. Runs no code that a file may hold. Raises OSError if
     it cannot be opened, and ValueError if it holds no weights, if whose they are is unknown, if some are missing, left
     over or of other shapes, or if the model computes something else than the source: nothing is loaded then.
@@ -44,6 +48,9 @@ def load_checkpoint(model_or_name, path_or_state_dict, source="auto", **keywords
         name, keywords, found = prepare(model_or_name, path_or_state_dict, source, keywords)
         model = empty(name, keywords)
         weights = fitting(model, found)
+    elif not isinstance(model_or_name, torch.nn.Module):
+        got = type(model_or_name).__name__
+        raise TypeError(f"load_checkpoint: model_or_name must be a name of list_models or a module, got {got}")
     elif keywords:
         got = in_words(keywords)
         raise ValueError(f"load_checkpoint: keywords are for a network that is built, and this one is there, got {got}")
@@ -51,8 +58,7 @@ def load_checkpoint(model_or_name, path_or_state_dict, source="auto", **keywords
         model, found = model_or_name, _recognise(model_or_name, path_or_state_dict, source)
         weights = fitting(model, found)
         _check_numerics(model, found)
-    counters = {name: torch.zeros_like(t) for name, t in model.state_dict().items() if name.endswith(COUNTER)}
-    model.load_state_dict({**counters, **weights})
+    model.load_state_dict({**counters(model), **weights})
     if found.preprocess is not None:
         model.preprocess = found.preprocess
     return model
@@ -61,8 +67,13 @@ def load_checkpoint(model_or_name, path_or_state_dict, source="auto", **keywords
 def empty(name, keywords):
     """The network without any weights, so that none are made in vain."""
     with torch.device("meta"):
-        model = models.get_model(name, **keywords)
+        model = get_model(name, **keywords)
     return model.to_empty(device="cpu")
+
+
+def counters(model):
+    """Of the steps of BatchNorms, which no file need have: {name: 0}."""
+    return {name: torch.zeros_like(tensor) for name, tensor in model.state_dict().items() if name.endswith(COUNTER)}
 
 
 def prepare(name, path_or_state_dict, source, keywords):
@@ -87,7 +98,7 @@ def _recognise(model_or_name, path_or_state_dict, source):
         if isinstance(model_or_name, torch.nn.Module):
             return _names(model_or_name)
         with torch.device("meta"):
-            return _names(models.get_model(model_or_name, **factory_arguments(tensors))) if model_or_name else ()
+            return _names(get_model(model_or_name, **factory_arguments(tensors))) if model_or_name else ()
 
     return recognise(content, source, own_names)
 
@@ -97,7 +108,8 @@ def _network(name, found, keywords):
     keywords leave its form open or contradict it."""
     if found.network is None:
         return _of_caller(name, factory_arguments(found.tensors), keywords)
-    if name not in (None, found.network):
+    name, keywords = _of_its_form(name or found.network, keywords)
+    if name != found.network:
         raise ValueError(f"load_checkpoint: the weights are a {found.network} of {found.library}, got {name!r}")
     forms = [form for form in found.forms if agrees(form, keywords)]
     if not forms:
@@ -119,8 +131,14 @@ def _of_caller(name, told, keywords):
             f"load_checkpoint: weights of FCN-8s trained in stages and at once have the same names: say at_once=False, "
             f"or at_once=True for a {AT_ONCE}"
         )
-    if name in (STAGED, AT_ONCE):
-        name = AT_ONCE if keywords.pop("at_once", True) else STAGED
+    return _of_its_form(name, keywords)
+
+
+def _of_its_form(name, keywords):
+    """(name, keywords) of an FCN-8s without at_once, which stands in the name."""
+    if name in (STAGED, AT_ONCE) and "at_once" in keywords:
+        keywords = dict(keywords)
+        name = AT_ONCE if keywords.pop("at_once") else STAGED
     return name, keywords
 
 
@@ -188,7 +206,7 @@ def _reference(found, form):
     with torch.device("meta"):
         if found.network in FAMILIES:
             return FAMILIES[found.network](found.blocks, **found.structure, **form)
-        return models.get_model(found.network, **found.structure, **form)
+        return get_model(found.network, **found.structure, **form)
 
 
 def differences(model, reference):

@@ -51,9 +51,7 @@ def recognise(content, library="auto", own_names=lambda tensors: ()):
     """
     tensors = {name: tensor for name, tensor in unwrapped(content).items() if not name.endswith(COUNTER)}
     if OWN in content:  # `fastseg convert` wrote it
-        note = content[OWN]
-        form, preprocess = note["keywords"], Preprocess(*note["preprocess"])
-        return Found(note["library"], tensors, note["network"], forms=(form,), preprocess=preprocess)
+        return _noted(content[OWN], tensors)
     if library in (OWN, SKIP_FCN) or (library == "auto" and "score_fr.weight" in tensors):
         return Found(OWN if library == OWN else SKIP_FCN, tensors)
     source, known, present = _likeliest(tensors, library)
@@ -67,6 +65,16 @@ def recognise(content, library="auto", own_names=lambda tensors: ()):
         which = f"a {source.family} of {source.library}"
         raise ValueError(f"load_checkpoint: {which} is not supported, as {source.why_not}")
     return _found(source, tensors, _configuration(content))
+
+
+def _noted(note, tensors):
+    """Found of what `fastseg convert` wrote."""
+    try:
+        library, network, form, preprocess = (note[key] for key in ("library", "network", "keywords", "preprocess"))
+        return Found(library, tensors, network, forms=(dict(form),), preprocess=Preprocess(*preprocess))
+    except (KeyError, TypeError, ValueError) as error:
+        wanted = "library, network, keywords and preprocess, as fastseg convert writes"
+        raise ValueError(f"load_checkpoint: under {OWN!r} there must be {wanted}, got {note!r}") from error
 
 
 def _likeliest(tensors, library):
@@ -133,13 +141,22 @@ def _configuration(content):
     meta = content.get("meta")
     text = (meta.get("cfg") or meta.get("config")) if isinstance(meta, dict) else None
     text = re.sub(r"\s", "", text) if isinstance(text, str) else ""
-    strides = re.search(r"\bstrides=[([](.*?),?[])]", text)
+    strides = _numbers("strides", text)
     if strides is None:
         return {}
     head = re.search(r"\bdecode_head=dict\((.*?)\bnum_classes", text)
-    dilation = re.search(r"\bdilation=(\d+)", head[1]) if head else None
-    return {
-        "output_stride": 4 * math.prod(map(int, strides[1].split(","))),
+    head = head[1] if head else ""
+    dilation, rates = re.search(r"\bdilation=(\d+)", head), _numbers("dilations", head)
+    said = {
+        "output_stride": 4 * math.prod(strides),
         "align_corners": "align_corners=True" in text,
         "head_dilation": int(dilation[1]) if dilation else 1,
+        "multi_grid": _numbers("multi_grid", text),
     }
+    return said if rates is None else {**said, "rates": rates[1:]}  # after that of the 1x1 convolution
+
+
+def _numbers(key, text):
+    """The value of key=(1, 2, ...) in a text without spaces, or None."""
+    match = re.search(rf"\b{key}=[([]([\d,]*)[])]", text)
+    return tuple(int(number) for number in match[1].split(",") if number) if match else None

@@ -38,6 +38,8 @@ def may_fold(conv, bn, x):
         return False
     if bn.training or torch.is_grad_enabled() or not (is_plain(conv, CONVOLUTIONS) and is_plain(bn, NORMS)):
         return False
+    if bn.running_mean is None:  # track_running_stats=False: the batch's own, in eval mode too
+        return False
     if _is_autocast(x.device.type) or not (x.dtype == conv.weight.dtype == bn.running_mean.dtype):
         return False
     return conv.padding_mode == "zeros" and bn.affine

@@ -62,7 +62,7 @@ class Patch:
         """The faster method where it applies, else the module's own."""
         mode, backend = self.fastseg_options
         in_mode = mode == "auto" or self.training == (mode == "training")
-        if not in_mode or _is_recorded(*arguments, *keywords.values()) or self.why_not(self) is not None:
+        if not in_mode or _wants_stock(*arguments, *keywords.values()) or self.why_not(self) is not None:
             return self.fastseg_stock(*arguments, **keywords)
         if backend == "auto" or torch.compiler.is_compiling():
             return self.fused(*arguments, **keywords)
@@ -74,6 +74,8 @@ class Patch:
 
     def __reduce_ex__(self, protocol):
         """Pickled as a module of its own class that is patched when it is loaded."""
+        if not is_fast(self):  # but a class that derives from the patched one
+            return super().__reduce_ex__(protocol)
         _, _, *state = super().__reduce_ex__(max(protocol, 2))
         return (_loaded, (self.stock_class,), *state)
 
@@ -94,7 +96,8 @@ def register(*names):
 
     The class may also define `why_not(module)`, a static method with the reason to leave a module alone or None, and
     what else stands in fastseg.patches.registry.Patch. In `fused`, self is the module and self.fastseg_stock its own
-    method. TorchScript cannot compile it: see TensorPatch there.
+    method, which is called instead for integers and complex numbers, and where torch.func or forward-mode AD transforms
+    the call. TorchScript cannot compile `fused`: see TensorPatch there.
     """
     for name in names:
         if not isinstance(name, str) or "." not in name:
@@ -196,7 +199,15 @@ def _loaded(kind):
     return kind.__new__(kind)
 
 
-def _is_recorded(x, *others):
+def _wants_stock(x, *others):
+    """Whether a call is for PyTorch's operations: others record it, or compute with numbers that ours do not know."""
     while isinstance(x, (tuple, list)) and x:
         x = x[-1]
-    return is_recording(x)
+    return is_recording(x) or not x.is_floating_point() or _is_transformed()
+
+
+def _is_transformed():
+    """Ours have no forward-mode derivative, and under vmap some have no rule and others a slow one."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch.autograd.forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from fastseg.nn import AtrousConv2d, Deconv2d
 from fastseg.ops import upsample_bilinear
-from fastseg.patches.registry import Patch, TensorPatch, qualified, register
+from fastseg.patches.registry import Patch, qualified, register
 
 
 @register(qualified(nn.Conv2d))
@@ -54,7 +54,9 @@ class Deconvolution(Patch):
 
 
 @register(qualified(nn.Upsample), qualified(nn.UpsamplingBilinear2d))
-class BilinearUpsampling(TensorPatch):
+class BilinearUpsampling(Patch):
+    """Bilinear upsampling by whole factors, or to a size."""
+
     ops = ("upsample_bilinear",)
 
     @staticmethod
@@ -67,6 +69,11 @@ class BilinearUpsampling(TensorPatch):
         if module.size is None and not all(float(factor).is_integer() for factor in factors):
             return f"scale_factor {module.scale_factor} is not whole"
         return None
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            return self.fastseg_call(input)
+        return self.fastseg_stock(input)
 
     def fused(self, input):
         size = self.size
