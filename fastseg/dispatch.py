@@ -25,7 +25,15 @@ BACKENDS = ("native", "triton", "composed", "reference")
 # Triton (no Python launcher, no compilation at first use).
 ORDER = {"cpu": ("native", "composed", "reference"), "cuda": ("native", "triton", "composed", "reference")}
 # (op, device) -> order, for an op that measured faster another way, with the bench that showed it.
-ORDER_FOR = {}
+_TRITON_FIRST = ("triton", "native", "composed", "reference")
+ORDER_FOR = {
+    # A guess as well: on sm_90 Triton's kernels reach wgmma, whose peak is half as high again as that of mma.sync, which
+    # native has. bench_atrous_conv2d and bench_atrous_pyramid will tell.
+    ("atrous_conv2d", "cuda"): _TRITON_FIRST,
+    ("atrous_conv2d_backward_input", "cuda"): _TRITON_FIRST,
+    ("atrous_conv2d_backward_weight", "cuda"): _TRITON_FIRST,
+    ("atrous_pyramid", "cuda"): _TRITON_FIRST,
+}
 
 _public = torch.library.Library("fastseg", "DEF")
 _native = torch.library.Library("fastseg_native", "DEF")  # Python owns every schema; csrc/ only implements

@@ -362,12 +362,12 @@ def test_cuts_pay():
 def test_dispatch_goes_by_the_work_left(monkeypatch):
     """Where there is a kernel, a call that leaves little work takes it, and a dense one the reference."""
     monkeypatch.setattr(dispatch, "missing", dispatch.not_written)
-    for rate, chosen in ((1, "reference"), (36, "native")):
+    for rate, chosen in ((1, "reference"), (36, "triton")):
         x, weight = torch.empty(8, 64, 65, 65, dtype=torch.half), torch.empty(64, 64, 3, 3, dtype=torch.half)
         arguments = x, weight, None, None, None, (1, 1), (rate, rate), (rate, rate), 1, False, False
         backend, reasons = dispatch.choose(OP, "cuda", *arguments)
         assert backend == chosen
-        assert chosen == "native" or "of the dense work is left" in reasons["native"]
+        assert chosen == "triton" or "of the dense work is left" in reasons["native"]
         of_input = arguments[0], weight, (1, 1), (rate, rate), (rate, rate), 1, (65, 65), False
         assert dispatch.choose("atrous_conv2d_backward_input", "cuda", *of_input)[0] == chosen
         of_weight = x, x, (1, 1), (rate, rate), (rate, rate), 1, (3, 3), False
