@@ -27,8 +27,8 @@ ORDER = {"cpu": ("native", "composed", "reference"), "cuda": ("native", "triton"
 # (op, device) -> order, for an op that measured faster another way, with the bench that showed it.
 _TRITON_FIRST = ("triton", "native", "composed", "reference")
 ORDER_FOR = {
-    # A guess as well: on sm_90 Triton's kernels reach wgmma, whose peak is half as high again as that of mma.sync, which
-    # native has. bench_atrous_conv2d and bench_atrous_pyramid will tell.
+    # A guess as well: on sm_90 Triton's kernels use wgmma, which is faster than the mma.sync of native.
+    # bench_atrous_conv2d and bench_atrous_pyramid will tell.
     ("atrous_conv2d", "cuda"): _TRITON_FIRST,
     ("atrous_conv2d_backward_input", "cuda"): _TRITON_FIRST,
     ("atrous_conv2d_backward_weight", "cuda"): _TRITON_FIRST,
