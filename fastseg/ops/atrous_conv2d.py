@@ -17,7 +17,6 @@ DeepLabv3: arXiv 1706.05587, section 3.
 """
 
 import math
-import numbers
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +24,7 @@ from torch.autograd import forward_ad
 
 from fastseg import dispatch
 from fastseg.ops import atrous_conv2d_compiled as compiled
+from fastseg.ops.arguments import check_tensors, given, pair
 from fastseg.ops.atrous_conv2d_plan import axes, executed_work, turned
 from fastseg.ops.autocast import autocast
 from fastseg.ops.layout import in_format, is_channels_last, memory_format
@@ -275,13 +275,14 @@ def atrous_conv2d(
         fused = {"scale": scale, "residual": residual, "relu": relu}
         return atrous_conv2d(input[None], weight, bias, stride, padding, dilation, groups, **fused)[0]
     input, weight, bias, scale, residual = autocast(input, weight, bias, scale, residual)
-    _check_tensors(input, weight, bias, scale, residual)
+    optional = given(("bias", bias, "O"), ("scale", scale, "O"), ("residual", residual, "NOHW"))
+    check_tensors("atrous_conv2d", ("input", input, "NCHW"), ("weight", weight, "OCyx"), *optional)
     if input.shape[1] != weight.shape[1] * groups or weight.shape[0] % groups:
         raise ValueError(
             f"atrous_conv2d: weight must be (O, C / groups, k, k) with input's C = {input.shape[1]} and groups, which "
             f"divides O, got {tuple(weight.shape)} and groups={groups!r}"
         )
-    stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
+    stride, dilation = pair("atrous_conv2d", "stride", stride, 1), pair("atrous_conv2d", "dilation", dilation, 1)
     channels_last = is_channels_last(input)
     input, padding = _padded(input, padding, stride, dilation, weight.shape[2:])
     size = tuple(each.outputs for each in axes(input.shape[2:], weight.shape[2:], stride, padding, dilation))
@@ -317,25 +318,10 @@ def wants_gradient(tensors):
     return forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors)
 
 
-def _check_tensors(input, weight, bias, scale, residual):
-    named = ("input", input, 4), ("weight", weight, 4)
-    optional = ("bias", bias, 1), ("scale", scale, 1), ("residual", residual, 4)
-    for name, tensor, dims in (*named, *(each for each in optional if each[1] is not None)):
-        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-            got = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            raise TypeError(f"atrous_conv2d: {name} must be a floating-point tensor, got {got}")
-        if tensor.dim() != dims or 0 in tensor.shape[1 if dims == 4 and name != "weight" else 0 :]:
-            raise ValueError(f"atrous_conv2d: {name} must have {dims} axes, none empty, got {tuple(tensor.shape)}")
-        if tensor.device != input.device:
-            raise ValueError(f"atrous_conv2d: {name} must be on {input.device} as input is, got {tensor.device}")
-        if tensor.dtype != input.dtype:
-            raise TypeError(f"atrous_conv2d: {name} must be {input.dtype} as input is, got {tensor.dtype}")
-
-
 def _padded(input, padding, stride, dilation, kernel):
     """(input, two ints of padding): what "same" pads on one side only is added to the input."""
     if not isinstance(padding, str):
-        return input, _pair("padding", padding, 0)
+        return input, pair("atrous_conv2d", "padding", padding, 0)
     if padding not in ("valid", "same") or (padding == "same" and stride != (1, 1)):
         wanted = 'an int or two, "valid" or, with stride 1, "same"'
         raise ValueError(f"atrous_conv2d: padding must be {wanted}, got {padding!r} with stride {stride}")
@@ -344,11 +330,3 @@ def _padded(input, padding, stride, dilation, kernel):
     bottom, right = (d * (k - 1) % 2 for k, d in zip(kernel, dilation, strict=True))
     input = F.pad(input, (0, right, 0, bottom)) if bottom or right else input
     return input, tuple(d * (k - 1) // 2 for k, d in zip(kernel, dilation, strict=True))
-
-
-def _pair(name, value, least):
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    pair = pair * 2 if len(pair) == 1 else pair
-    if len(pair) != 2 or not all(isinstance(n, (numbers.Integral, torch.SymInt)) and n >= least for n in pair):
-        raise ValueError(f"atrous_conv2d: {name} must be an int or two, from {least} on, got {value!r}")
-    return tuple(n if isinstance(n, torch.SymInt) else int(n) for n in pair)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from fastseg import dispatch
 from fastseg.ops import atrous_conv2d_compiled as compiled
+from fastseg.ops.arguments import check_tensors, given
 from fastseg.ops.atrous_conv2d import COMPILED, atrous_conv2d, reason, slower, wants_gradient
 from fastseg.ops.atrous_conv2d_plan import branches
 from fastseg.ops.autocast import autocast
@@ -95,18 +96,9 @@ def atrous_pyramid(input, weights, dilations, *, scale=None, bias=None, relu=Fal
 
 
 def _check(input, weights, dilations, scale, bias):
-    weights_named = [(f"weights[{i}]", weight, 4) for i, weight in enumerate(weights)]
-    optional = [each for each in (("scale", scale, 1), ("bias", bias, 1)) if each[1] is not None]
-    for name, tensor, dims in (("input", input, 4), *weights_named, *optional):
-        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-            got = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            raise TypeError(f"atrous_pyramid: {name} must be a floating-point tensor, got {got}")
-        if tensor.dim() != dims or 0 in tensor.shape[1 if name == "input" else 0 :]:
-            raise ValueError(f"atrous_pyramid: {name} must have {dims} axes, none empty, got {tuple(tensor.shape)}")
-        if tensor.device != input.device:
-            raise ValueError(f"atrous_pyramid: {name} must be on {input.device} as input is, got {tensor.device}")
-        if tensor.dtype != input.dtype:
-            raise TypeError(f"atrous_pyramid: {name} must be {input.dtype} as input is, got {tensor.dtype}")
+    weights_named = [(f"weights[{i}]", weight, "OCyx") for i, weight in enumerate(weights)]
+    optional = given(("scale", scale, "O"), ("bias", bias, "O"))
+    check_tensors("atrous_pyramid", ("input", input, "NCHW"), *weights_named, *optional)
     for name, weight, _ in weights_named:
         if weight.shape[1] != input.shape[1] or not all(k % 2 for k in weight.shape[2:]):
             wanted = f"(O, {input.shape[1]}, k, k) with odd k"
@@ -116,6 +108,6 @@ def _check(input, weights, dilations, scale, bias):
         wanted = f"{len(weights)} ints from 1 on, one for each weight"
         raise ValueError(f"atrous_pyramid: dilations must be {wanted}, got {dilations!r}")
     outputs = sum(weight.shape[0] for weight in weights)
-    for name, tensor in (("scale", scale), ("bias", bias)):
-        if tensor is not None and tensor.shape != (outputs,):
+    for name, tensor, _ in optional:
+        if tensor.shape != (outputs,):
             raise ValueError(f"atrous_pyramid: {name} must be ({outputs},), got {tuple(tensor.shape)}")

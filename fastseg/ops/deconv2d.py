@@ -21,12 +21,11 @@ and with crop = (top, left, height, width) and skip:
 Fully convolutional networks: arXiv 1411.4038, section 3.3.
 """
 
-import numbers
-
 import torch
 import torch.nn.functional as F
 
 from fastseg import dispatch
+from fastseg.ops.arguments import check_tensors, given, is_int, pair
 from fastseg.ops.autocast import autocast
 from fastseg.ops.deconv2d_diagonal import depthwise
 from fastseg.ops.layout import is_channels_last, laid_out
@@ -231,9 +230,11 @@ def deconv2d(
         skip = skip[None] if isinstance(skip, torch.Tensor) else skip
         return deconv2d(input[None], weight, bias, *how, crop=crop, skip=skip)[0]
     input, weight, bias, skip = autocast(input, weight, bias, skip)
-    _check_tensors(input, weight, bias, skip)
-    stride, dilation = _pair("stride", stride, 1), _pair("dilation", dilation, 1)
-    padding, output_padding = _pair("padding", padding, 0), _pair("output_padding", output_padding, 0)
+    optional = given(("bias", bias, "O"), ("skip", skip, "NOHW"))
+    check_tensors("deconv2d", ("input", input, "NChw"), ("weight", weight, "COyx"), *optional)
+    stride, dilation = pair("deconv2d", "stride", stride, 1), pair("deconv2d", "dilation", dilation, 1)
+    padding = pair("deconv2d", "padding", padding, 0)
+    output_padding = pair("deconv2d", "output_padding", output_padding, 0)
     if input.shape[1] != weight.shape[0] or not isinstance(groups, int) or groups < 1 or input.shape[1] % groups:
         raise ValueError(
             f"deconv2d: weight must be (C, O / groups, k, k) with input's C = {input.shape[1]} divisible by groups, "
@@ -257,35 +258,8 @@ def deconv2d(
     return _Deconv.apply(input, weight, bias, skip, how, is_channels_last(input))
 
 
-def _check_tensors(input, weight, bias, skip):
-    for name, tensor, dims in (("input", input, 4), ("weight", weight, 4), ("bias", bias, 1), ("skip", skip, 4)):
-        if tensor is None and name in ("bias", "skip"):
-            continue
-        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-            got = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            raise TypeError(f"deconv2d: {name} must be a floating-point tensor, got {got}")
-        if tensor.dim() != dims or 0 in tensor.shape[1 if name in ("input", "skip") else 0 :]:
-            raise ValueError(f"deconv2d: {name} must have {dims} axes, none empty, got {tuple(tensor.shape)}")
-        if tensor.device != input.device:
-            raise ValueError(f"deconv2d: {name} must be on {input.device} as input is, got {tensor.device}")
-        if tensor.dtype != input.dtype:
-            raise TypeError(f"deconv2d: {name} must be {input.dtype} as input is, got {tensor.dtype}")
-
-
-def _is_int(n):
-    return isinstance(n, (numbers.Integral, torch.SymInt))
-
-
-def _pair(name, value, least):
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (value,)
-    pair = pair * 2 if len(pair) == 1 else pair
-    if len(pair) != 2 or not all(_is_int(n) and n >= least for n in pair):
-        raise ValueError(f"deconv2d: {name} must be an int or two, from {least} on, got {value!r}")
-    return tuple(n if isinstance(n, torch.SymInt) else int(n) for n in pair)
-
-
 def _lies_within(crop, height, width):
-    if not isinstance(crop, (tuple, list)) or len(crop) != 4 or not all(map(_is_int, crop)):
+    if not isinstance(crop, (tuple, list)) or len(crop) != 4 or not all(map(is_int, crop)):
         return False
     top, left, rows, columns = crop
     return min(top, left) >= 0 and min(rows, columns) >= 1 and top + rows <= height and left + columns <= width

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 
 from fastseg import dispatch
+from fastseg.ops.arguments import check_tensors, given
 from fastseg.ops.autocast import autocast
 from fastseg.ops.layout import is_channels_last, memory_format
 from fastseg.ops.precision import widened
@@ -230,7 +231,9 @@ def pyramid_conv2d(input, priors, weight, bias=None, padding=1, align_corners=Fa
         raise TypeError(f"pyramid_conv2d: priors must be a list of tensors, got {type(priors).__name__}")
     input, weight, bias, *priors = autocast(input, weight, bias, *priors)
     padding = _pair(padding)
-    _check_tensors(input, weight, bias, priors)
+    named = ("input", input, "NCHW"), ("weight", weight, "OCyx"), *given(("bias", bias, "O"))
+    of_priors = [(f"priors[{i}]", prior, "NRhw") for i, prior in enumerate(priors)]
+    check_tensors("pyramid_conv2d", *named, *of_priors, filled="from 1 long on")
     _check_shapes(input, weight, bias, priors, padding)
     bins = tuple(side for prior in priors for side in prior.shape[2:])
     cells = sum(prior.shape[2] * prior.shape[3] for prior in priors)
@@ -251,23 +254,6 @@ def _upsampled(input, priors, weight, bias, padding, align_corners, upsample):
     """The convolution of the concatenation."""
     upsampled = [upsample(prior, input.shape[2:], align_corners=align_corners) for prior in priors]
     return F.conv2d(torch.cat([input, *upsampled], 1), weight, bias, padding=padding)
-
-
-def _check_tensors(input, weight, bias, priors):
-    named = [("input", input, 4), ("weight", weight, 4), ("bias", bias, 1)]
-    named += [(f"priors[{i}]", prior, 4) for i, prior in enumerate(priors)]
-    for name, tensor, dims in named:
-        if tensor is None and name == "bias":
-            continue
-        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
-            got = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            raise TypeError(f"pyramid_conv2d: {name} must be a floating-point tensor, got {got}")
-        if tensor.dim() != dims or 0 in tensor.shape[0 if name in ("weight", "bias") else 1 :]:
-            raise ValueError(f"pyramid_conv2d: {name} must have {dims} axes, from 1 long on, got {tuple(tensor.shape)}")
-        if tensor.device != input.device:
-            raise ValueError(f"pyramid_conv2d: {name} must be on {input.device} as input is, got {tensor.device}")
-        if tensor.dtype != input.dtype:
-            raise TypeError(f"pyramid_conv2d: {name} must be {input.dtype} as input is, got {tensor.dtype}")
 
 
 def _check_shapes(input, weight, bias, priors, padding):
