@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from fastseg import ops
 from fastseg.bench.passes import BACKWARD, BOTH, FORWARD
 from fastseg.bench.values import value_judge
+from fastseg.bench.verdict import worst
 from fastseg.nn import Deconv2d
 
 TITLE = "deconv2d: learned upsampling, and its gradients (peer: F.conv_transpose2d)"
@@ -111,12 +112,7 @@ def checker(case, inputs):
 
 def gradient_checker(case, inputs, upstream):
     judges = [_judge(case, inputs, upstream, 1 + k) for k in range(len(inputs))]
-
-    def judge(gradients):
-        reasons = (judge(gradient) for judge, gradient in zip(judges, gradients, strict=True))
-        return next((reason for reason in reasons if reason), None)
-
-    return judge
+    return lambda gradients: worst(judge(gradient) for judge, gradient in zip(judges, gradients, strict=True))
 
 
 def bytes(case, dtype, which):

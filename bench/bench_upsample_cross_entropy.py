@@ -13,6 +13,7 @@ from fastseg import ops
 from fastseg.bench import heads
 from fastseg.bench.passes import BOTH, FORWARD
 from fastseg.bench.values import MARGIN, value_judge
+from fastseg.bench.verdict import Verdict
 
 TITLE = "upsample_cross_entropy: the loss of low-resolution logits (peer: F.cross_entropy(F.interpolate(...), target))"
 OP = "upsample_cross_entropy"
@@ -55,9 +56,10 @@ def checker(case, inputs):
 
     def judge(loss):
         if loss.shape != () or loss.dtype != torch.float32:
-            return f"{loss.dtype} of shape {tuple(loss.shape)}, wanted a scalar in float32"
+            return Verdict(None, f"{loss.dtype} of shape {tuple(loss.shape)}, wanted a scalar in float32")
         off = abs(loss.item() - exact)
-        return None if off <= allowed else f"the loss is off by {off:.2g}, rounding explains {allowed:.2g}"
+        wrong = None if off <= allowed else f"the loss is off by {off:.2g}, rounding explains {allowed:.2g}"
+        return Verdict(off / exact, wrong)
 
     return judge
 

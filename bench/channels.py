@@ -5,6 +5,7 @@ import functools
 import torch
 
 from fastseg.bench.values import value_judge
+from fastseg.bench.verdict import worst
 
 CHECKED = 16  # every so many channels
 
@@ -46,8 +47,7 @@ def gradient_judge(peer, inputs, upstream):
         judges = [judge_of(k) for k in range(len(inputs))]
 
         def judge(got):
-            pairs = [(judge, x[:, ::CHECKED]) for judge, x in zip(judges, got, strict=True) if x is not None]
-            return next((reason for judge, x in pairs if (reason := judge(x))), None)
+            return worst(judge(x[:, ::CHECKED]) for judge, x in zip(judges, got, strict=True) if x is not None)
 
         return judge
 
@@ -59,7 +59,7 @@ def in_either_format(judge_in):
     judges = [judge_in(memory_format) for memory_format in (torch.contiguous_format, torch.channels_last)]
 
     def judge(result):
-        reasons = [judge(result) for judge in judges]
-        return None if None in reasons else reasons[-1]
+        verdicts = [judge(result) for judge in judges]
+        return next((verdict for verdict in verdicts if not verdict.wrong), verdicts[-1])
 
     return judge

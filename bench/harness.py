@@ -13,7 +13,7 @@ from fastseg.bench.clock import clock_for
 from fastseg.bench.passes import FORWARD, Given, declared, label, passes_of
 from fastseg.bench.providers import providers
 
-SCHEMA_VERSION = 1  # of the JSON: raised when a field changes its meaning
+SCHEMA_VERSION = 2  # of the JSON: raised when a field changes its meaning
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,17 @@ class Effort:
     seconds: float
     least_rounds: int
     most_rounds: int = 200
-    patience: float = 60
+    patience: float = 30
 
 
-QUICK = Effort(quick=True, seconds=2, least_rounds=3)
-FULL = Effort(quick=False, seconds=15, least_rounds=11)
+QUICK = Effort(quick=True, seconds=0.7, least_rounds=3)
+FULL = Effort(quick=False, seconds=5, least_rounds=11)
 FEWEST_ROUNDS = 3
+RATES = (
+    ("gb_per_s", "bytes", 1e9, "copy_gb_per_s"),
+    ("tflop_per_s", "flops", 1e12, "matmul_tflop_per_s"),
+    ("executed_tflop_per_s", "executed_flops", 1e12, "matmul_tflop_per_s"),  # of ours; what peers skip is not known
+)
 
 
 def discover():
@@ -69,7 +74,9 @@ def competitors(bench, case, which, device, quick):
 
 
 def lacking(given, which):
-    """Why this machine has too little memory for one pass of a case, or None."""
+    """What this machine lacks for one pass of a case, a package or memory; or None."""
+    if hasattr(given.bench, "absent") and (absent := given.bench.absent(given.case)):
+        return absent
     wanted = declared(given.bench, "memory", given.case, given.dtype, which=which) or 0
     free = machine.free_memory(given.device)
     if free is None or wanted <= free:
@@ -98,31 +105,32 @@ def run(benches, device, dtype, effort, save=lambda result: None, tell=lambda wh
         "dtype": str(dtype).removeprefix("torch."),
         "benches": [],
     }
-    for name, bench in benches.items():
-        entry = {"name": name, "title": bench.TITLE, "skipped": missing(bench), "cases": []}
-        result["benches"].append(entry)
-        save(result)
-        if name not in chosen:
-            continue
-        tell(f"{name}: memory, in a process of its own")
-        peaks = memory.peaks_on_cpu(name, dtype, effort.quick) if device.type == "cpu" else {}
-        for given, which in work(bench, device, dtype, effort.quick):
-            case = label(bench, given.case, which)
-
-            def tell_case(what, case=f"{name}, {case}"):
-                tell(f"{case}: {what}")
-
-            skipped = lacking(given, which)
-            measured = {"name": case, "pass": which, "detail": given.case.detail, "skipped": skipped, "providers": []}
-            if not skipped:
-                measured |= measure(given, which, effort, result["ceilings"], tell_case)
-            for provider in measured["providers"]:
-                provider.setdefault("peak_bytes", peaks.get((case, provider["provider"], provider["layout"])))
-            entry["cases"].append(measured)
+    with memory.CpuProcess(dtype, effort.quick) as apart:
+        for name, bench in benches.items():
+            entry = {"name": name, "title": bench.TITLE, "skipped": missing(bench), "cases": []}
+            result["benches"].append(entry)
             save(result)
+            if name not in chosen:
+                continue
+            tell(f"{name}: memory, in a process of its own")
+            peaks = apart.peaks(name) if device.type == "cpu" else {}
+            for given, which in work(bench, device, dtype, effort.quick):
+                entry["cases"].append(_case(name, given, which, effort, result["ceilings"], peaks, tell))
+                save(result)
     result["complete"] = True
     save(result)
     return result
+
+
+def _case(name, given, which, effort, ceilings, peaks, tell):
+    """One pass of a case, as it goes into the JSON."""
+    begin, case, skipped = time.perf_counter(), label(given.bench, given.case, which), lacking(given, which)
+    measured = {"name": case, "pass": which, "detail": given.case.detail, "skipped": skipped, "providers": []}
+    if not skipped:
+        measured |= measure(given, which, effort, ceilings, lambda what: tell(f"{name}, {case}: {what}"))
+    for provider in measured["providers"]:
+        provider.setdefault("peak_bytes", peaks.get((case, provider["provider"], provider["layout"])))
+    return measured | {"seconds": time.perf_counter() - begin}
 
 
 def missing(bench):
@@ -136,11 +144,10 @@ def measure(given, which, effort, ceilings, tell=lambda what: None):
     entries, calls = [], {}
     for provider in competitors(given.bench, given.case, which, given.device, effort.quick):
         tell(f"checking {provider.name}, {provider.layout}")
-        entry = {"provider": provider.name, "layout": provider.layout, "peer": provider.peer}
-        call, entry["status"], entry["reason"] = _check(provider, given, which, judge)
-        if call:
+        call, found = _check(provider, given, which, judge)
+        if found["status"] == "ok":
             calls[len(entries)] = (provider, call)
-        entries.append(entry)
+        entries.append({"provider": provider.name, "layout": provider.layout, "peer": provider.peer, **found})
     samples = _samples(calls, entries, clock_for(given.device), effort, tell)
     amounts = {
         "bytes": declared(given.bench, "bytes", given.case, given.dtype, which=which),
@@ -154,14 +161,15 @@ def measure(given, which, effort, ceilings, tell=lambda what: None):
 
 
 def _check(provider, given, which, judge):
-    """(call, "ok", None), or (None, "wrong" or "failed", why)."""
+    """(call, what is known of it: status "ok", "wrong" or "failed", the reason unless ok, and the error)."""
     try:
         with provider.active():
             call = provider.prepare(given, which)
-            reason = judge(call())
+            verdict = judge(call())
     except Exception as error:  # a provider that cannot run (no compiler, no memory) must not end the others' run
-        return None, "failed", f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-    return (None, "wrong", reason) if reason else (call, "ok", None)
+        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        return None, {"status": "failed", "reason": reason, "error": None}
+    return call, {"status": "wrong" if verdict.wrong else "ok", "reason": verdict.wrong, "error": verdict.error}
 
 
 def _samples(calls, entries, clock, effort, tell):
@@ -204,10 +212,7 @@ def _compare(entries, amounts, ceilings):
     best_peer = min((entry["median_ms"] for entry in timed if entry["peer"]), default=None)
     for entry in timed:
         entry["speedup"] = best_peer / entry["median_ms"] if best_peer else None
-        for amount, rate, unit, ceiling in (
-            ("bytes", "gb_per_s", 1e9, "copy_gb_per_s"),
-            ("flops", "tflop_per_s", 1e12, "matmul_tflop_per_s"),
-        ):
-            known = amounts[amount] is not None
+        for rate, amount, unit, ceiling in RATES:
+            known = amounts.get(amount) is not None and not (entry["peer"] and amount == "executed_flops")
             entry[rate] = amounts[amount] / unit / (entry["median_ms"] * 1e-3) if known else None
             entry[f"{rate}_of_ceiling"] = entry[rate] / ceilings[ceiling] if known else None

@@ -1,5 +1,7 @@
 """The check of label maps: a label may differ from the true argmax only where rounding can decide."""
 
+from fastseg.bench.verdict import Verdict
+
 
 def label_judge(count, exact, own):
     """A judge of labels (N, H, W) for `count` images.
@@ -21,10 +23,11 @@ def label_judge(count, exact, own):
     def judge(labels):
         want = (count, *best[0].shape)
         if tuple(labels.shape) != want:
-            return f"shape {tuple(labels.shape)}, wanted {want}"
+            return Verdict(None, f"shape {tuple(labels.shape)}, wanted {want}")
         labels = labels.long()
         if labels.numel() and not 0 <= labels.min() <= labels.max() < classes:
-            return f"labels from {labels.min()} to {labels.max()}, but there are {classes} classes"
+            return Verdict(None, f"labels from {labels.min()} to {labels.max()}, but there are {classes} classes")
+        share = sum(int((labels[i] != best[i]).sum()) for i in range(count)) / max(labels.numel(), 1)
         for i in range(count):
             differs = labels[i] != best[i]
             if not differs.any():
@@ -33,7 +36,8 @@ def label_judge(count, exact, own):
             gap = (truth.amax(0) - truth.gather(0, labels[i][None])[0])[differs]
             bad = int((~(gap <= allowed)).sum())  # so NaN is bad
             if bad:
-                return f"{bad} labels of image {i} off by up to {gap.max():.2g}, rounding explains {allowed:.2g}"
-        return None
+                why = f"{bad} labels of image {i} off by up to {gap.max():.2g}, rounding explains {allowed:.2g}"
+                return Verdict(share, why)
+        return Verdict(share)
 
     return judge

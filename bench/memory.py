@@ -34,16 +34,40 @@ def peak_on_gpu(call, device):
     return torch.cuda.max_memory_allocated(device) - before
 
 
-def peaks_on_cpu(name, dtype, quick):
-    """{(case, provider, layout): bytes} of bench_<name>, from a process of its own; {} where it cannot be measured."""
-    environment = {**os.environ, **EVERY_BLOCK_TO_THE_SYSTEM, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    arguments = [name, str(dtype).removeprefix("torch."), "quick" if quick else "full"]
-    done = subprocess.run(
-        [sys.executable, "-m", "fastseg.bench.memory", *arguments], env=environment, capture_output=True, text=True
-    )
-    if done.returncode != 0:
-        return {}
-    return {tuple(key): peak for key, peak in json.loads(done.stdout.splitlines()[-1])}
+class CpuProcess:
+    """The process that measures one bench after another; a context manager. What dies, for want of memory say, takes
+    only its bench's figures along: a new process measures the next."""
+
+    def __init__(self, dtype, quick):
+        self.arguments = [str(dtype).removeprefix("torch."), "quick" if quick else "full"]
+        self.process = None
+
+    def peaks(self, name):
+        """{(case, provider, layout): bytes} of bench_<name>; {} where it cannot be measured."""
+        if self.process is None or self.process.poll() is not None:
+            self.process = self._started()
+        try:
+            self.process.stdin.write(f"{name}\n")
+            self.process.stdin.flush()
+            return {tuple(key): peak for key, peak in json.loads(self.process.stdout.readline())}
+        except (OSError, ValueError):
+            self.process.kill()
+            self.process.wait()
+            return {}
+
+    def _started(self):
+        environment = {**os.environ, **EVERY_BLOCK_TO_THE_SYSTEM, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        command = [sys.executable, "-m", "fastseg.bench.memory", *self.arguments]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        return subprocess.Popen(command, env=environment, text=True, **pipes)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        if self.process is not None:
+            self.process.kill()
+            self.process.communicate()
 
 
 def growth(call):
@@ -60,13 +84,21 @@ def _status(field):
     return int(re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024
 
 
-def _main(name, dtype, effort):
-    """Prints the peaks of one bench as JSON. What fails here fails again, and is told, where it is timed."""
+def _main(dtype, effort):
+    """Reads names of benches and prints the peaks of each as one line of JSON."""
     from fastseg.bench import harness
 
-    bench, quick, device = harness.discover()[name], effort == "quick", torch.device("cpu")
-    peaks = []
-    for given, which in harness.work(bench, device, getattr(torch, dtype), quick):
+    benches = harness.discover()
+    answers, sys.stdout = sys.stdout, sys.stderr  # what else prints must not be taken for an answer
+    for name in sys.stdin:
+        peaks = _peaks(harness, benches[name.strip()], getattr(torch, dtype), effort == "quick")
+        print(json.dumps(peaks), file=answers, flush=True)
+
+
+def _peaks(harness, bench, dtype, quick):
+    """[((case, provider, layout), bytes)]. What fails here fails again, and is told, where it is timed."""
+    device, peaks = torch.device("cpu"), []
+    for given, which in harness.work(bench, device, dtype, quick):
         if harness.lacking(given, which):
             continue
         case = label(bench, given.case, which)
@@ -77,8 +109,8 @@ def _main(name, dtype, effort):
                     call()
                     peaks.append(((case, provider.name, provider.layout), growth(call)))
             except Exception as error:
-                print(f"{case}, {provider.name}: {error}", file=sys.stderr)
-    print(json.dumps(peaks))
+                print(f"{case}, {provider.name}: {error}")
+    return peaks
 
 
 if __name__ == "__main__":

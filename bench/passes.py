@@ -5,8 +5,11 @@
     both      a step of training from scratch: the graph, the output, the gradients
     input gradient, weight gradient
               as backward, of the first input alone or of the second; the others have None for a gradient
+    training step
+              of a network, a module in training mode that returns its loss: the loss, and the gradients of its
+              parameters; what the optimiser then does is the same for all, and left out. It is judged by `checker`
 
-Gradients are those of every floating-point input, for the bench's upstream gradient of the output. They are returned,
+Gradients are otherwise those of every floating-point input, for the bench's upstream gradient of the output. They are returned,
 as to the layer before, and not added to what an earlier call left. What forward keeps for backward counts for "both"
 alone, in time and in memory. An op may do in forward what another does in backward: then "backward" compares nothing,
 and its bench leaves it out.
@@ -18,8 +21,11 @@ import torch
 from torch._functorch import config as compile_config
 from torch.autograd.graph import get_gradient_edge
 
+from fastseg.bench.verdict import worst
+
 FORWARD, BACKWARD, BOTH = "forward", "backward", "both"
 INPUT_GRADIENT, WEIGHT_GRADIENT = "input gradient", "weight gradient"
+TRAINING_STEP = "training step"
 ALONE = {INPUT_GRADIENT: 0, WEIGHT_GRADIENT: 1}
 
 
@@ -67,19 +73,21 @@ class Given:
         return self.bench.gradient_checker(self.case, self.inputs, self.upstream)
 
     def judge(self, which):
-        """A function of a pass's result: None, or why it is wrong."""
-        if which == FORWARD:
+        """A function of a pass's result: its Verdict."""
+        if which in (FORWARD, TRAINING_STEP):
             return self._judge_output
         if which == BACKWARD or which in ALONE:
             return self._judge_gradients
         of_output, of_gradients = self._judge_output, self._judge_gradients
-        return lambda result: of_output(result[0].detach()) or of_gradients(result[1])
+        return lambda result: worst((of_output(result[0].detach()), of_gradients(result[1])))
 
     def call(self, function, which, memory_format):
         """A function of no arguments that does one pass of `function` once and returns what its judge wants."""
         inputs = [self._in_format(x, memory_format) for x in self.inputs]
         if which == FORWARD:
             return lambda: function(*inputs)
+        if which == TRAINING_STEP:
+            return functools.partial(_training_step, function, inputs, list(function.parameters()))
         upstream = None if self.upstream is None else self._in_format(self.upstream, memory_format)
         wanted = [x.is_floating_point() and k == ALONE.get(which, k) for k, x in enumerate(inputs)]
         inputs = [x.detach().requires_grad_(differentiable) for x, differentiable in zip(inputs, wanted, strict=True)]
@@ -103,6 +111,11 @@ class Given:
         if key not in self._converted:
             self._converted[key] = x.contiguous(memory_format=memory_format)
         return self._converted[key]
+
+
+def _training_step(network, inputs, parameters):
+    loss = network(*inputs)
+    return loss.detach(), torch.autograd.grad(loss, parameters)
 
 
 def _both(function, inputs, leaves, upstream):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 import fastseg
+from fastseg.bench.passes import TRAINING_STEP
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -23,7 +24,9 @@ class Provider:
         layout = LAYOUTS[self.layout]
         function = (given.bench.peer if self.peer else given.bench.ours)(given.case)
         if isinstance(function, torch.nn.Module):
-            function = function.eval().requires_grad_(False).to(given.device, given.dtype, memory_format=layout)
+            trains = which == TRAINING_STEP
+            function = function.train(trains).requires_grad_(trains)
+            function = function.to(given.device, given.dtype, memory_format=layout)
         if self.compiled:
             function = torch.compile(function, dynamic=False)
         return given.call(function, which, layout)

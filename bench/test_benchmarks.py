@@ -46,8 +46,8 @@ def test_benchmark(benchmark, bench, case, which, provider):
     judge = _judge(given, which)
     with provider.active():
         call = provider.prepare(given, which)
-        reason = judge(call())
-        assert reason is None, reason
+        wrong = judge(call()).wrong
+        assert wrong is None, wrong
         benchmark.group = f"{bench.__name__}: {label(bench, case, which)}"
         benchmark(_synchronous(call))
 

@@ -2,6 +2,8 @@
 
 import torch
 
+from fastseg.bench.verdict import Verdict
+
 MARGIN = 1.5
 
 
@@ -23,11 +25,12 @@ def value_judge(count, exact, own):
     def judge(y):
         want = (count, *like.shape)
         if tuple(y.shape) != want or y.dtype != like.dtype:
-            return f"{y.dtype} of shape {tuple(y.shape)}, wanted {like.dtype} of shape {want}"
-        for name, error, own_error in zip(("L2", "largest"), errors(y.__getitem__), own_errors, strict=True):
+            return Verdict(None, f"{y.dtype} of shape {tuple(y.shape)}, wanted {like.dtype} of shape {want}")
+        found = errors(y.__getitem__)
+        for name, error, own_error in zip(("L2", "largest"), found, own_errors, strict=True):
             if not error <= MARGIN * own_error + rounding:  # so NaN is wrong
-                return f"relative {name} error {error:.2g}, PyTorch's own is {own_error:.2g}"
-        return None
+                return Verdict(found[0], f"relative {name} error {error:.2g}, PyTorch's own is {own_error:.2g}")
+        return Verdict(found[0])
 
     return judge
 

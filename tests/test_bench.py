@@ -26,6 +26,7 @@ from fastseg.bench.labels import label_judge
 from fastseg.bench.passes import Given
 from fastseg.bench.providers import Provider, providers
 from fastseg.bench.values import value_judge
+from fastseg.bench.verdict import Verdict
 
 CPU = torch.device("cpu")
 BRIEF = harness.Effort(quick=True, seconds=0, least_rounds=3)
@@ -47,7 +48,7 @@ def fake_bench(ours=lambda x: x * 2, cases=(Case(),), **more):
         inputs=lambda case, device, dtype: (torch.ones(1, 2, 8, 8, device=device, dtype=dtype),),
         ours=lambda case: ours,
         peer=lambda case: lambda x: x + x,
-        checker=lambda case, inputs: lambda y: None if torch.equal(y, 2 * inputs[0]) else "not the double",
+        checker=lambda case, inputs: lambda y: Verdict(0.0, None if torch.equal(y, 2 * inputs[0]) else "not the double"),
         **more,
     )
 
@@ -71,7 +72,7 @@ def differentiable_bench(slope=2, **more):
         PASSES=("forward", "backward", "both"),
         upstream=lambda case, device, dtype: torch.full((1, 2, 8, 8), 3.0, device=device, dtype=dtype),
         gradient_checker=lambda case, inputs, upstream: (
-            lambda grads: None if [grad.unique().item() for grad in grads] == [6] else "wrong gradient"
+            lambda grads: Verdict(0.5, None if [g.unique().item() for g in grads] == [6] else "wrong gradient")
         ),
         **more,
     )
@@ -87,7 +88,7 @@ def cheap_measurements(monkeypatch):
     found = {"copy_gb_per_s": 10.0, "matmul_tflop_per_s": 0.1}
     monkeypatch.setattr(harness.machine, "ceilings", lambda device, dtype, with_flops: found)
     peaks = {("small", name, layout): 12e6 for name in ("eager", "fastseg") for layout in ("NCHW", "channels_last")}
-    monkeypatch.setattr(harness.memory, "peaks_on_cpu", lambda name, dtype, quick: peaks)
+    monkeypatch.setattr(harness.memory.CpuProcess, "peaks", lambda self, name: peaks)
 
 
 def entries(result, ours):
@@ -144,8 +145,8 @@ def test_a_training_step_starts_from_scratch():
         both, backward = (provider.prepare(given, which) for which in ("both", "backward"))
         for _ in range(3):
             output, gradients = both()
-            assert torch.equal(output, torch.full_like(output, 2.0)) and given.judge("backward")(gradients) is None
-            assert given.judge("backward")(backward()) is None
+            assert torch.equal(output, torch.full_like(output, 2.0)) and given.judge("backward")(gradients).wrong is None
+            assert given.judge("backward")(backward()).wrong is None
         (leaf,) = both.args[1]
         assert leaf.requires_grad and leaf.grad is None and not given.inputs[0].requires_grad
 
@@ -308,24 +309,25 @@ for given, which in ((loss, "forward"), (loss, "both"), (upsampling, "backward")
 def test_labels_may_differ_only_by_rounding():
     exact = torch.tensor([[[1.0, 3.0]], [[1.0 + 1e-6, 2.0]]], dtype=torch.float64)  # (C, H, W) of one image
     judge = label_judge(1, lambda i: exact, lambda i: exact + 1e-6)
-    assert judge(torch.tensor([[[1, 0]]])) is None
-    assert judge(torch.tensor([[[0, 0]]], dtype=torch.uint8)) is None  # a tie to within rounding
-    assert "1 labels of image 0 off by up to 1" in judge(torch.tensor([[[1, 1]]]))
-    assert "there are 2 classes" in judge(torch.tensor([[[2, 0]]]))
-    assert "shape (1, 2)" in judge(torch.tensor([[1, 0]]))
+    assert judge(torch.tensor([[[1, 0]]])) == (0, None)
+    assert judge(torch.tensor([[[0, 0]]], dtype=torch.uint8)) == (0.5, None)  # a tie to within rounding
+    assert "1 labels of image 0 off by up to 1" in judge(torch.tensor([[[1, 1]]])).wrong
+    assert "there are 2 classes" in judge(torch.tensor([[[2, 0]]])).wrong
+    assert "shape (1, 2)" in judge(torch.tensor([[1, 0]])).wrong
 
 
 def test_values_may_be_off_by_what_pytorch_is_off_by():
     exact = torch.linspace(1, 2, 6, dtype=torch.float64).view(2, 3)
     judge = value_judge(2, lambda i: exact[i], lambda i: exact[i].float() + 1e-4)
-    assert judge((exact + 1.4e-4).float()) is None
-    assert judge((exact + 1.6e-4).float()).startswith("relative L2 error")
+    error, wrong = judge((exact + 1.4e-4).float())
+    assert wrong is None and error == pytest.approx(1.4e-4 * 6**0.5 / exact.norm().item(), rel=1e-2)
+    assert judge((exact + 1.6e-4).float()).wrong.startswith("relative L2 error")
     one_off = exact.clone()
     one_off[1, 2] += 2e-4
-    assert judge(one_off.float()).startswith("relative largest error")
-    assert judge(torch.full((2, 3), float("nan"))).startswith("relative L2 error nan")
-    assert "torch.float64 of shape (2, 3), wanted torch.float32" in judge(exact)
-    assert "wanted torch.float32 of shape (2, 3)" in judge(exact.float()[:1])
+    assert judge(one_off.float()).wrong.startswith("relative largest error")
+    assert judge(torch.full((2, 3), float("nan"))).wrong.startswith("relative L2 error nan")
+    assert "torch.float64 of shape (2, 3), wanted torch.float32" in judge(exact).wrong
+    assert "wanted torch.float32 of shape (2, 3)" in judge(exact.float()[:1]).wrong
 
 
 TINY = heads.Case("tiny", (2, 5, 7, 6), (49, 41))
@@ -349,12 +351,12 @@ def test_the_reference_passes_and_another_function_does_not(bench, dtype, monkey
                 Provider("fastseg reference", layout, peer=False, backend="reference"),
             ):
                 with provider.active():
-                    assert given.judge(which)(provider.prepare(given, which)()) is None
+                    assert given.judge(which)(provider.prepare(given, which)()).wrong is None
     peer = bench.peer(TINY)
     wrong = types.SimpleNamespace(peer=lambda case: lambda x, *target: peer(x.flip(3), *target))
     monkeypatch.setattr(given, "bench", wrong)
     for which in bench.PASSES:
-        reason = given.judge(which)(Provider("eager", "NCHW", peer=True).prepare(given, which)())
+        reason = given.judge(which)(Provider("eager", "NCHW", peer=True).prepare(given, which)()).wrong
         assert "error" in reason or "off by" in reason
 
 
@@ -370,14 +372,14 @@ def test_large_convolutions_are_judged_by_some_of_their_channels(bench, case):
         given = Given(bench, case, CPU, torch.float32)
         for layout in ("NCHW", "channels_last"):
             result = Provider("fastseg", layout, peer=False).prepare(given, which)()
-            assert given.judge(which)(result) is None
+            assert given.judge(which)(result).wrong is None
         results = [result] if which == "forward" else result
         assert [x is None for x in results] == {
             "input gradient": [False, True],
             "weight gradient": [True, False],
         }.get(which, [False] * len(results))
         wrong = [None if x is None else x.flip(0) for x in results]
-        assert "error" in given.judge(which)(wrong[0] if which == "forward" else wrong)
+        assert "error" in given.judge(which)(wrong[0] if which == "forward" else wrong).wrong
 
 
 def test_executed_flops():
