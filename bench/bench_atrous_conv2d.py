@@ -14,7 +14,7 @@ from fastseg.ops.atrous_conv2d_plan import axis, executed_work, outputs_of
 TITLE = "atrous_conv2d: dilated 3x3 convolution, and its gradients (peer: F.conv2d)"
 OP = "atrous_conv2d"
 PASSES = (FORWARD, INPUT_GRADIENT, WEIGHT_GRADIENT)
-MOST_ON_CPU = 5e10  # floating-point operations: seconds
+ON_CPU = {(33, 12), (65, 1), (65, 12), (65, 24), (65, 36)}  # height, rate: PyTorch's kernels run there, a few will do
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,7 @@ class Case:
     outputs: int
     rate: int
     quick: bool = False
+    on_cpu: bool = False
 
     @property
     def detail(self):
@@ -47,20 +48,21 @@ def _table():
                 for batch in (1, 8, 16):
                     name = f"{height}x{width}, rate {rate}, batch {batch}, to {outputs}"
                     quick = (outputs, height, rate, batch) == (256, 33, 12, 1)
-                    yield Case(name, (batch, 2048, height, width), outputs, rate, quick)
+                    on_cpu = (outputs, batch) == (256, 1) and (height, rate) in ON_CPU
+                    yield Case(name, (batch, 2048, height, width), outputs, rate, quick, on_cpu)
 
 
 CASES = (
     *_table(),
-    Case("layer4, rate 2", (1, 512, 33, 33), 512, 2, quick=True),
-    Case("layer4, rate 4", (1, 512, 65, 65), 512, 4),
+    Case("layer4, rate 2", (1, 512, 33, 33), 512, 2, quick=True, on_cpu=True),
+    Case("layer4, rate 4", (1, 512, 65, 65), 512, 4, on_cpu=True),
     Case("layer4, rate 2, batch 16", (16, 512, 33, 33), 512, 2),
     Case("layer4, rate 4, batch 16", (16, 512, 65, 65), 512, 4),
 )
 
 
 def fits(case, device):
-    return device.type != "cpu" or flops(case, FORWARD) <= MOST_ON_CPU
+    return device.type != "cpu" or case.on_cpu
 
 
 def inputs(case, device, dtype):

@@ -15,7 +15,6 @@ TITLE = "atrous_pyramid: ASPP's branches, and their gradients (peer: F.conv2d fo
 OP = "atrous_pyramid"
 PASSES = (FORWARD, BACKWARD)
 OUTPUTS = 256  # of each branch
-MOST_ON_CPU = 4e11  # floating-point operations: seconds
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ CASES = (
 
 
 def fits(case, device):
-    return device.type != "cpu" or flops(case, FORWARD) <= MOST_ON_CPU
+    return device.type != "cpu" or (case.input[0] == 1 and case.input[2] <= 65)
 
 
 def inputs(case, device, dtype):

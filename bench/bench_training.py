@@ -14,7 +14,7 @@ from fastseg.bench import heads, stock
 from fastseg.bench.channels import in_either_format
 from fastseg.bench.passes import TRAINING_STEP
 from fastseg.bench.values import value_judge
-from fastseg.bench.verdict import Verdict, worst
+from fastseg.bench.verdict import worst
 from fastseg.nn import AuxiliaryLoss, UpsampleCrossEntropyLoss
 
 TITLE = "training: a step without the optimiser (peer: torchvision's network, or PSPNet with its concatenation)"

@@ -15,7 +15,7 @@ TITLE = "upsample_bilinear: low-resolution logits to full size, and back (peer: 
 OP = "upsample_bilinear"
 PASSES = (FORWARD, BACKWARD, BOTH)
 CASES = heads.CASES
-compiles = heads.compiles
+compiles, fits = heads.compiles, heads.fits
 
 
 def inputs(case, device, dtype):

@@ -19,7 +19,7 @@ TITLE = "upsample_cross_entropy: the loss of low-resolution logits (peer: F.cros
 OP = "upsample_cross_entropy"
 PASSES = (FORWARD, BOTH)
 CASES = heads.CASES
-compiles = heads.compiles
+compiles, fits = heads.compiles, heads.fits
 
 
 def inputs(case, device, dtype):

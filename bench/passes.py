@@ -9,10 +9,10 @@
               of a network, a module in training mode that returns its loss: the loss, and the gradients of its
               parameters; what the optimiser then does is the same for all, and left out. It is judged by `checker`
 
-Gradients are otherwise those of every floating-point input, for the bench's upstream gradient of the output. They are returned,
-as to the layer before, and not added to what an earlier call left. What forward keeps for backward counts for "both"
-alone, in time and in memory. An op may do in forward what another does in backward: then "backward" compares nothing,
-and its bench leaves it out.
+Gradients are otherwise those of every floating-point input, for the bench's upstream gradient of the output. They are
+returned, as to the layer before, and not added to what an earlier call left. What forward keeps for backward counts for
+"both" alone, in time and in memory. An op may do in forward what another does in backward: then "backward" compares
+nothing, and its bench leaves it out.
 """
 
 import functools

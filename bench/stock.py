@@ -1,4 +1,4 @@
-"""The networks that ours compete with: torchvision's, and PSPNet as its paper draws it. Random weights, always the same."""
+"""The networks that ours compete with, torchvision's and PSPNet as its paper draws it; with weights always the same."""
 
 import torch
 import torch.nn.functional as F

@@ -11,10 +11,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import fastseg
 from fastseg import cli
 from fastseg.bench import (
     bench_atrous_conv2d,
     bench_atrous_pyramid,
+    bench_patched,
+    bench_training,
     bench_upsample_bilinear,
     bench_upsample_cross_entropy,
     harness,
@@ -29,6 +32,7 @@ from fastseg.bench.values import value_judge
 from fastseg.bench.verdict import Verdict
 
 CPU = torch.device("cpu")
+PEAKS = memory.CpuProcess.peaks
 BRIEF = harness.Effort(quick=True, seconds=0, least_rounds=3)
 
 
@@ -48,7 +52,9 @@ def fake_bench(ours=lambda x: x * 2, cases=(Case(),), **more):
         inputs=lambda case, device, dtype: (torch.ones(1, 2, 8, 8, device=device, dtype=dtype),),
         ours=lambda case: ours,
         peer=lambda case: lambda x: x + x,
-        checker=lambda case, inputs: lambda y: Verdict(0.0, None if torch.equal(y, 2 * inputs[0]) else "not the double"),
+        checker=lambda case, inputs: (
+            lambda y: Verdict(0.25, None if torch.equal(y, 2 * inputs[0]) else "not the double")
+        ),
         **more,
     )
 
@@ -101,7 +107,8 @@ def test_every_provider_is_timed_in_both_layouts():
     timed = [(e["provider"], e["layout"], e["status"]) for e in result["benches"][0]["cases"][0]["providers"]]
     layouts = ("NCHW", "channels_last")
     assert timed == [(name, layout, "ok") for name in ("eager", "fastseg") for layout in layouts]
-    assert all(e["peak_bytes"] == 12e6 for e in entries(result, ours=True))
+    assert all(e["peak_bytes"] == 12e6 and e["error"] == 0.25 for e in entries(result, ours=True))
+    assert result["benches"][0]["cases"][0]["seconds"] > 0
     assert all(e["p20_ms"] <= e["median_ms"] <= e["p80_ms"] and e["n"] >= 3 for e in entries(result, ours=True))
 
 
@@ -145,10 +152,65 @@ def test_a_training_step_starts_from_scratch():
         both, backward = (provider.prepare(given, which) for which in ("both", "backward"))
         for _ in range(3):
             output, gradients = both()
-            assert torch.equal(output, torch.full_like(output, 2.0)) and given.judge("backward")(gradients).wrong is None
+            assert (
+                torch.equal(output, torch.full_like(output, 2.0)) and given.judge("backward")(gradients).wrong is None
+            )
             assert given.judge("backward")(backward()).wrong is None
         (leaf,) = both.args[1]
         assert leaf.requires_grad and leaf.grad is None and not given.inputs[0].requires_grad
+
+
+def test_a_training_step_of_a_network():
+    """Parameters get gradients, the network is in training mode, and its check is of both loss and gradients."""
+
+    class Network(torch.nn.Module):
+        def __init__(self, slope):
+            super().__init__()
+            self.weight, self.slope = torch.nn.Parameter(torch.full((2, 3, 1, 1), 3.0)), slope
+
+        def forward(self, x):
+            assert self.training
+            return F.conv2d(x, self.weight).mean() + (self.slope - 1) * (self.weight - self.weight.detach()).sum()
+
+    def judge(result):
+        loss, (gradient,) = result
+        right = loss.item() == 9 and (gradient == 0.5).all()
+        return Verdict(0.0, None if right else "wrong step")
+
+    bench = fake_bench(PASSES=("training step",))
+    bench.inputs = lambda case, device, dtype: (torch.ones(1, 3, 4, 4),)
+    bench.ours, bench.peer = lambda case: Network(2), lambda case: Network(1)
+    bench.checker = lambda case, inputs: judge
+    (case,) = run(bench)["benches"][0]["cases"]
+    assert case["pass"] == "training step" and case["name"] == "small, training step"
+    assert [e["status"] for e in case["providers"]] == ["ok", "ok", "wrong", "wrong"]
+
+
+def test_the_training_bench_sees_a_wrong_gradient():
+    """Of a network of torchvision's, small: dropout is off, so that both compute the same."""
+    case = bench_training.Case("fcn_resnet50", 2, 33)
+    given = Given(bench_training, case, CPU, torch.float32)
+    judge = given.judge("training step")
+    loss, gradients = Provider("fastseg", "channels_last", peer=False).prepare(given, "training step")()
+    assert judge((loss, gradients)).wrong is None
+    assert "error" in judge((loss, [2 * gradients[0], *gradients[1:]])).wrong
+    assert "error" in judge((1.01 * loss, gradients)).wrong
+
+
+def test_a_case_whose_library_is_missing_is_skipped():
+    bench = fake_bench(cases=(Case("there"), Case("absent")))
+    bench.absent = lambda case: "no such library" if case.name == "absent" else None
+    there, absent = run(bench)["benches"][0]["cases"]
+    assert there["skipped"] is None and absent["skipped"] == "no such library" and absent["providers"] == []
+
+
+def test_patched_models_are_patched():
+    case = next(case for case in bench_patched.CASES if "mobilenet" in case.name)
+    ours, stock = bench_patched.ours(case), bench_patched.peer(case)
+    assert fastseg.is_patched(ours) and not fastseg.is_patched(stock)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), stock.parameters(), strict=True))
+    absent = bench_patched.Case("none", "no_such_library", lambda: None)
+    assert bench_patched.absent(absent) == "no_such_library is not installed: pip install no_such_library"
 
 
 def test_gradients_are_compiled_only_where_there_is_time():
@@ -186,12 +248,13 @@ def test_slow_calls_get_the_fewest_rounds():
 def test_ratios_rates_and_shares():
     timed = [{"status": "ok", "peer": peer, "median_ms": ms} for peer, ms in ((True, 4.0), (True, 2.0), (False, 0.5))]
     ceilings = {"copy_gb_per_s": 8.0, "matmul_tflop_per_s": 0.04}
-    harness._compare([*timed, {"status": "wrong"}], {"bytes": 2e6, "flops": 1e10}, ceilings)
+    harness._compare([*timed, {"status": "wrong"}], {"bytes": 2e6, "flops": 1e10, "executed_flops": 2.5e9}, ceilings)
     assert [entry["speedup"] for entry in timed] == [0.5, 1.0, 4.0]
     assert timed[2]["gb_per_s"] == pytest.approx(4.0)
     assert timed[2]["gb_per_s_of_ceiling"] == pytest.approx(0.5)
     assert timed[2]["tflop_per_s"] == pytest.approx(20)
     assert timed[2]["tflop_per_s_of_ceiling"] == pytest.approx(500)
+    assert [entry["executed_tflop_per_s"] for entry in timed] == [None, None, pytest.approx(5)]
 
 
 def test_without_a_working_peer_there_is_no_ratio():
@@ -304,6 +367,18 @@ for given, which in ((loss, "forward"), (loss, "both"), (upsampling, "backward")
     full = 21 * 4 * 513 * 513
     assert both - forward > 0.9 * full
     assert 21 * 4 * 65 * 65 <= backward < 0.1 * full
+
+
+def test_one_process_measures_the_memory_of_all_benches(monkeypatch):
+    """What dies is started anew, and takes only its own bench along."""
+    monkeypatch.setattr(memory.CpuProcess, "peaks", PEAKS)
+    with memory.CpuProcess(torch.float32, quick=True) as apart:
+        found = apart.peaks("pyramid_pool")
+        assert found[("PSPNet 473, forward", "eager", "NCHW")] > 0
+        first = apart.process
+        assert apart.peaks("no_such_bench") == {} and first.poll() is not None
+        assert apart.peaks("fcn") == {} and apart.process is not first  # no quick case
+    assert apart.process.poll() is not None
 
 
 def test_labels_may_differ_only_by_rounding():
