@@ -60,7 +60,7 @@ def register(
     The Triton implementation is the function of the op's name in kernels/<room>.py, where the room is the module that
     defines `reference`. `reference` also serves as the fake kernel: all implementations return what it returns, strides
     included. `why_not(backend, *args)` says why a backend cannot run one call (dtype, size), or returns None;
-    `slower(*args)` why native and triton should not, as the reference, PyTorch's own kernel, is faster on a GPU.
+    `slower(*args)` why native and triton should not, as PyTorch's own kernel, composed or reference, is faster.
     `simplify(*args)` returns the arguments of a cheaper call with the same result, where the values allow one.
     `kernels` names the room whose GPU kernels the op runs on, where that is not its own.
     `compiled` is (schema, call) if the compiled kernel has a schema of its own: call(kernel, *args) calls it.

@@ -127,6 +127,32 @@ def test_value_and_gradients(case, backend, device):
     compare(CASES[case], backend, device)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("case", CASES)
+def test_the_composed_gradient_of_the_input(case, dtype):
+    with dispatch.prefer_backend("composed"):
+        compare(CASES[case], None, "cpu", dtype)
+
+
+@pytest.mark.parametrize(
+    "channels, kernel, layout, backend",
+    [
+        (64, 4, torch.channels_last, "composed"),
+        (64, 4, torch.contiguous_format, "native"),
+        (63, 4, torch.channels_last, "native"),
+        (64, 5, torch.channels_last, "native"),
+    ],
+)
+def test_many_channels_take_the_gradient_that_is_faster(channels, kernel, layout, backend):
+    weight = torch.randn(70, channels, kernel, kernel)
+    x = torch.randn(1, 70, 3, 3).contiguous(memory_format=layout).requires_grad_()
+    y = deconv2d(x, weight, stride=2)
+    how = [2, 2], [1, 1], 1, [0, 0, *y.shape[2:]], [3, 3], layout == torch.channels_last
+    chosen, reasons = dispatch.choose("deconv2d_backward_input", "cpu", y.detach(), weight, *how)
+    if "native" in fastseg.backends("deconv2d_backward_input", "cpu"):
+        assert chosen == backend and ("oneDNN is faster" in (reasons["native"] or "")) is (backend == "composed")
+
+
 @each_place(OP)
 @pytest.mark.parametrize("dtype", DTYPES[1:])
 @pytest.mark.parametrize("case", ("x2, cropped, skip", "k16 s8", "a group per channel"))
