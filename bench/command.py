@@ -9,7 +9,7 @@ from fastseg.bench import harness
 from fastseg.cli import CommandError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-WIDTH = 160  # where there is no terminal: no column is cut or left out
+WIDTH = 200  # where there is no terminal: no column is cut or left out
 
 
 def configure(parser):

@@ -4,7 +4,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from fastseg.bench.report import significant
+from fastseg.bench.formats import significant
 
 INCHES_PER_ROW = 0.24
 OURS, PEER = "#1b7837", "#9aa0a6"
