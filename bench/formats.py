@@ -3,8 +3,8 @@
 
 def significant(value, unit=1):
     """Three significant digits, never in exponent form: 0.0123, 1.23, 123, 1230. None is empty."""
-    if value is None:
-        return ""
+    if not value:
+        return "" if value is None else "0"
     value = value / unit
     limits = ((0, 99.95), (1, 9.995), (2, 0.9995), (3, 0.09995))
     return f"{value:.{next((decimals for decimals, limit in limits if value >= limit), 4)}f}"
@@ -20,6 +20,11 @@ def percent(share):
 
 def error(value):
     return "" if value is None else f"{value:.1e}" if value else "0"
+
+
+def pair(cells):
+    """Figures of the two layouts in one cell; empty if none is known."""
+    return " / ".join(cells) if any(cells) else ""
 
 
 def markdown(head, rows):

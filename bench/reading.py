@@ -27,15 +27,15 @@ def our_names(case):
 
 
 def by_layout(case, name):
-    """(entry or None) of a provider in each layout; whatever its status."""
-    entries = {(entry["provider"], entry["layout"]): entry for entry in case["providers"]}
-    return [entries.get((name, layout)) for layout in LAYOUTS]
+    """The entries of a provider, whatever their status, in the order of LAYOUTS."""
+    entries = {entry["layout"]: entry for entry in case["providers"] if entry["provider"] == name}
+    return [entries[layout] for layout in LAYOUTS if layout in entries]
 
 
 def speedup(entry, peers):
     """Against the fastest of these peers; None where either has no time."""
     best = fastest(peers)
-    if best is None or entry is None or entry["status"] != "ok":
+    if best is None or entry["status"] != "ok":
         return None
     return best["median_ms"] / entry["median_ms"]
 
@@ -43,6 +43,6 @@ def speedup(entry, peers):
 def memory_ratio(entry, peers):
     """Peak memory over the least of these peers'; None where either is not known."""
     least = least_memory(peers)
-    if not least or entry is None or entry["peak_bytes"] is None:
+    if not least or entry["status"] != "ok" or entry["peak_bytes"] is None:
         return None
     return entry["peak_bytes"] / least

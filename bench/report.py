@@ -16,20 +16,34 @@ BUSY = 0.5  # load per core from which other processes visibly disturb the times
 def header(result):
     """What was measured, on what, and how to read it; a warning if something else was using the machine."""
     said = result["machine"]
-    version = said["fastseg"] + (f" ({said['commit']})" if said["commit"] else "")
-    versions = ", ".join(f"{name} {said[name]}" for name in ("torch", "triton", "cudnn", "driver") if said[name])
-    ceilings = f"copy {result['ceilings']['copy_gb_per_s']:.1f} GB/s"
-    if result["ceilings"]["matmul_tflop_per_s"]:
-        ceilings += f", matmul {result['ceilings']['matmul_tflop_per_s']:.3g} TFLOP/s"
-    place = said["device"] if result["device"] != "cpu" else f"{said['device']}, {said['threads']} threads"
     lines = [
-        f"fastseg {version}, {versions}, {said['date']}",
-        f"{place}, {result['dtype']}; measured {ceilings}",
+        f"{versions(said)}, {said['date']}",
+        f"{place(result)}; measured {ceilings(result)}",
         *(f"  {name:<9}  {meaning}" for name, (_, meaning) in COLUMNS.items()),
     ]
     if said["load"] is not None and said["load"] > BUSY * said["cores"]:
         lines.append(f"This machine is busy (load {said['load']:.1f} on {said['cores']} cores): expect wide spreads.")
     return "\n".join(lines)
+
+
+def versions(said):
+    """Of a run's machine: fastseg's and what it ran with."""
+    version = said["fastseg"] + (f" ({said['commit']})" if said["commit"] else "")
+    known = [f"{name} {said[name]}" for name in ("torch", "triton", "cudnn", "driver") if said[name]]
+    return ", ".join([f"fastseg {version}", *known])
+
+
+def place(result):
+    said = result["machine"]
+    threads = [f"{said['threads']} threads"] if result["device"] == "cpu" else []
+    return ", ".join([said["device"], *threads, result["dtype"]])
+
+
+def ceilings(result):
+    measured = f"copy {result['ceilings']['copy_gb_per_s']:.1f} GB/s"
+    if result["ceilings"]["matmul_tflop_per_s"]:
+        measured += f", matmul {result['ceilings']['matmul_tflop_per_s']:.3g} TFLOP/s"
+    return measured
 
 
 # heading -> (how one cell is written, what it means), the most wanted first
