@@ -1,35 +1,39 @@
 """The roofline of the matrix kernels: what a call reaches, and what the measured copy and matrix product allow it."""
 
+from functools import partial
+
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fastseg.bench import reading
+from fastseg.bench.plot_panel import Panel, logarithmic
 
-INCHES = 5.5
-MARGIN = 1.6  # a factor, on each side of the points
+INCHES = 5
+MARGIN = 1.6  # a factor, around the points
 KINDS = {  # how a point is drawn
     "fastest peer": {"marker": "x", "linestyle": "none"},
     "ours, effective": {"marker": "o", "linestyle": "none"},
     "ours, executed": {"marker": "^", "linestyle": "none", "markerfacecolor": "none"},
 }
 PEER, EFFECTIVE, EXECUTED = KINDS
-TITLE = (
-    "Matrix kernels: rate over intensity, and what the measured ceilings allow. A line joins ours and the fastest peer."
-)
+TITLE = """\
+matrix kernels, ours in its faster layout: rate over intensity, and what the measured ceilings allow
+executed: without the products that ours leaves out; a line joins ours and the fastest peer"""
 
 
 def panels(result):
-    """[(inches, draw(axis))]; none without both ceilings, or without a case that counts both bytes and flops."""
+    """One; none without both ceilings, or without a case that counts both bytes and flops."""
     found = {}
     for bench in result["benches"]:
         if points := [points for case in bench["cases"] if (points := _points(case))]:
             found[bench["name"]] = points
     copy, matmul = (result["ceilings"][name] for name in ("copy_gb_per_s", "matmul_tflop_per_s"))
-    return [(INCHES, lambda axis: _draw(axis, found, copy / 1000, matmul))] if found and copy and matmul else []
+    if not found or not copy or not matmul:
+        return []
+    return [Panel(TITLE, INCHES, partial(_draw, found=found, copy=copy / 1000, matmul=matmul))]
 
 
 def _points(case):
-    """{kind: (FLOP per byte, TFLOP/s)} of one pass of a case; ours in its faster layout."""
+    """{kind: (FLOP per byte, TFLOP/s)} of one pass of a case."""
     if not case["bytes"] or not case["flops"]:
         return {}
     points = {}
@@ -45,27 +49,23 @@ def _points(case):
 
 def _draw(axis, found, copy, matmul):
     """found: {bench: [points]}; copy and matmul in TB/s and TFLOP/s."""
-    ridge = matmul / copy
-    intensities = [ridge, *(x for cases in found.values() for points in cases for x, _ in points.values())]
+    every = [point for cases in found.values() for points in cases for point in points.values()]
+    intensities, rates = zip(*every, (matmul / copy, matmul), strict=True)  # with the roof's corner
     left, right = min(intensities) / MARGIN, max(intensities) * MARGIN
-    axis.plot([left, ridge, right], [left * copy, matmul, matmul], color="black", linewidth=1)
+    logarithmic(axis.xaxis, left, right)
+    logarithmic(axis.yaxis, min(rates) / MARGIN, max(rates) * MARGIN)
+    axis.set_xlabel("FLOP per byte", fontsize=8)
+    axis.set_ylabel("TFLOP/s", fontsize=8)
+    axis.plot([left, matmul / copy, right], [left * copy, matmul, matmul], color="black", linewidth=1)
     for colour, cases in enumerate(found.values()):
         for points in cases:
             joined = [points[kind] for kind in (PEER, EFFECTIVE) if kind in points]
             axis.plot(*zip(*joined, strict=True), color=f"C{colour}", linewidth=0.6)
-            for kind, (x, y) in points.items():
-                axis.plot(x, y, color=f"C{colour}", markersize=5, **KINDS[kind])
-    axis.set_xscale("log")
-    axis.set_yscale("log")
-    axis.set_xlim(left, right)
-    for side, unit in ((axis.xaxis, "FLOP per byte"), (axis.yaxis, "TFLOP/s")):
-        side.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        side.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-        side.set_minor_formatter(NullFormatter())
-        side.set_label_text(unit, fontsize=8)
-    axis.tick_params(labelsize=8)
-    roof = Line2D([], [], color="black", linewidth=1, label=f"copy {1000 * copy:.3g} GB/s, matmul {matmul:.3g} TFLOP/s")
-    colours = [Line2D([], [], color=f"C{colour}", linewidth=4, label=name) for colour, name in enumerate(found)]
+            for kind, point in points.items():
+                axis.plot(*point, color=f"C{colour}", markersize=5, **KINDS[kind])
+    roof = Line2D(
+        [], [], color="black", linewidth=1, label=f"copy {1000 * copy:.3g} GB/s,\nmatmul {matmul:.3g} TFLOP/s"
+    )
     kinds = [Line2D([], [], color="black", markersize=5, label=kind, **style) for kind, style in KINDS.items()]
+    colours = [Line2D([], [], color=f"C{colour}", linewidth=4, label=name) for colour, name in enumerate(found)]
     axis.legend(handles=[roof, *kinds, *colours], fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    axis.set_title(TITLE, loc="left", fontsize=9)
