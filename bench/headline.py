@@ -46,7 +46,7 @@ def _table(path, result):
         f"eager and `torch.compile` in both. {report.versions(said)}, {said['date'][:10]}; "
         f"[its file](bench/results/{path.name}), [all figures](bench/RESULTS.md)."
     )
-    yield from textwrap.wrap(caption, 120, break_long_words=False, break_on_hyphens=False)
+    yield from (*textwrap.wrap(caption, 120, break_long_words=False, break_on_hyphens=False), "")
 
 
 def _find(result, name, case_name, which):

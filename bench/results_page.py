@@ -54,9 +54,10 @@ def _facts(path, result):
 def standing(result):
     """How often ours is faster, in one sentence."""
     ratios = [
-        [reading.speedup(entry, reading.timed(case, peer=True)) or 0 for entry in entries]
+        [reading.speedup(entry, peers) or 0 for entry in entries]
         for bench in result["benches"]
         for case in bench["cases"]
+        if (peers := reading.timed(case, peer=True))
         for entries in _ours(case).values()
     ]
     both, one = sum(min(pair) >= 1 for pair in ratios), sum(min(pair) < 1 <= max(pair) for pair in ratios)

@@ -105,8 +105,10 @@ def read(path):
     """
     try:
         result = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ResultError(f"cannot read {path}: {error}") from error
+    except OSError as error:
+        raise ResultError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ResultError(f"{path} is no JSON: {error}") from error
     version = result.get("schema") if isinstance(result, dict) else None
     if not isinstance(version, int):
         raise ResultError(f'{path} is no result of fastseg bench: it has no number as "schema"')
