@@ -31,7 +31,7 @@ def put_in(text, results):
     if not begin or not end:
         raise ValueError(f"README.md lacks the comments {BEGIN} and {END}")
     tables = [line for path, result in results for line in _table(path, result)]
-    return "\n".join([before + BEGIN, *tables, END + after])
+    return "\n".join([before + BEGIN, "", *tables, END + after])
 
 
 def _table(path, result):
