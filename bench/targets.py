@@ -90,7 +90,14 @@ TARGETS = (
     Target("upsample_cross_entropy", "VOC", BOTH, 8),
     Target("upsample_cross_entropy", "ADE20K", BOTH, 25),
     Target("upsample_cross_entropy", "Cityscapes", BOTH, 12),
-    Target("upsample_cross_entropy", "ADE20K", BOTH, 1 / 20, MEMORY),
+    Target(
+        "upsample_cross_entropy",
+        "ADE20K",
+        BOTH,
+        1 / 20,
+        MEMORY,
+        why="Ours keeps the logits four times at their low resolution, torch.compile's loss once at full size.",
+    ),
 )
 
 
