@@ -1,7 +1,7 @@
 """The measured tables of the repository: `python -m fastseg.bench.publish`, in a checkout, writes them anew.
 
-bench/RESULTS.md and the table at the head of README.md come from all files in bench/results. To publish a run, put its
-JSON there and call this; a test tells when it was forgotten.
+bench/RESULTS.md and the table at the head of README.md come from all files in bench/results, but for profiles, which are
+named *_profile.json. To publish a run, put its JSON there and call this; a test tells when it was forgotten.
 """
 
 import sys
@@ -12,7 +12,8 @@ from fastseg.bench import headline, results_page, schema
 
 def pages(root):
     """{file: the text it is to have} in a checkout."""
-    results = [(path, schema.read(path)) for path in sorted((root / "bench/results").glob("*.json"))]
+    files = sorted((root / "bench/results").glob("*.json"))
+    results = [(path, schema.read(path)) for path in files if not path.stem.endswith("_profile")]
     readme = root / "README.md"
     return {root / "bench/RESULTS.md": results_page.page(results), readme: headline.put_in(readme.read_text(), results)}
 

@@ -112,6 +112,8 @@ def read(path):
     version = result.get("schema") if isinstance(result, dict) else None
     if not isinstance(version, int):
         raise ResultError(f'{path} is no result of fastseg bench: it has no number as "schema"')
+    if "profile" in result:
+        raise ResultError(f"{path} is a profile, no result of fastseg bench")
     if version not in READABLE:
         known = " and ".join(map(str, READABLE))
         raise ResultError(f"{path} has schema {version}, this fastseg reads {known}: another version wrote it")

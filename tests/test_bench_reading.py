@@ -126,6 +126,7 @@ def test_an_undocumented_and_a_missing_field_are_told(measured):
         (None, "No such file"),
         ("# fastseg", "is no JSON"),
         ("[1, 2]", 'has no number as "schema"'),
+        ('{"schema": 1, "profile": true}', "is a profile"),
         ('{"schema": 99}', "has schema 99, this fastseg reads 1 and 2"),
         ('{"schema": 1, "machine": {}}', "is damaged"),
     ],
