@@ -1,7 +1,7 @@
 """The measured tables of the repository: `python -m fastseg.bench.publish`, in a checkout, writes them anew.
 
-bench/RESULTS.md and the table at the head of README.md come from all files in bench/results, but for profiles, which are
-named *_profile.json. To publish a run, put its JSON there and call this; a test tells when it was forgotten.
+bench/RESULTS.md and the table at the head of README.md come from the files in bench/results, without profiles, whose
+names end in _profile.json. To publish a run, put its JSON there and call this; a test tells when it was forgotten.
 """
 
 import sys

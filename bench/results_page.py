@@ -1,6 +1,6 @@
 """bench/RESULTS.md: what the runs in bench/results measured, in Markdown."""
 
-from fastseg.bench import reading, report, targets
+from fastseg.bench import reading, report, targets, targets_met
 from fastseg.bench.formats import error, markdown, pair, percent, significant, times
 from fastseg.bench.providers import LAYOUTS
 
@@ -31,7 +31,7 @@ def page(results):
 def _run(path, result):
     yield from (f"## {report.place(result)}", "", *_facts(path, result), "")
     if targets.apply(result):
-        yield from ("### Targets", "", *targets.lines(result), "")
+        yield from ("### Targets", "", *targets_met.lines(result), "")
     for bench in sorted(result["benches"], key=_order):
         yield from (f"### {bench['name']}", "", bench["title"].removeprefix(f"{bench['name']}: "), "")
         if rows := [row for case in bench["cases"] for row in _rows(case)]:
