@@ -5,24 +5,37 @@ from pathlib import Path
 
 import torch
 
-from fastseg.bench import harness
+from fastseg.bench import harness, schema
 from fastseg.cli import CommandError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-WIDTH = 160  # where there is no terminal: no column is cut or left out
+WIDTH = 200  # where there is no terminal: no column is cut or left out
 
 
 def configure(parser):
     parser.add_argument("op", nargs="*", metavar="OP", help="which benches to run (default: all)")
     parser.add_argument("--quick", action="store_true", help="fewer cases and rounds: about three minutes on two cores")
-    parser.add_argument("--json", metavar="FILE", type=Path, help="write the results; updated after every case")
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="write a PNG of the speed-ups")
+    parser.add_argument(
+        "--json", metavar="FILE", type=Path, help="write the results after every case (bench/schema.py: its fields)"
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE", type=Path, help="write a PNG: speed-ups, roofline, memory of training"
+    )
+    parser.add_argument(
+        "--compare",
+        nargs=2,
+        metavar=("BEFORE", "AFTER"),
+        type=Path,
+        help="measure nothing: tell what changed from one JSON file to another; exit code 1 if something regressed",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     parser.add_argument("--dtype", choices=DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU")
 
 
 def run(arguments):
     _require("rich", *(["matplotlib"] if arguments.plot else []))
+    if arguments.compare:
+        return _compare(*arguments.compare)
     device = _device(arguments.device)
     dtype = DTYPES[arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32")]
     benches = _chosen(arguments.op)
@@ -43,9 +56,18 @@ def run(arguments):
     if arguments.plot:
         from fastseg.bench.plot import write_png
 
-        write_png(result, arguments.plot)
+        write_png(schema.filled(result), arguments.plot)
     entries = [e for bench in result["benches"] for case in bench["cases"] for e in case["providers"]]
     return 1 if any(entry["status"] != "ok" and not entry["peer"] for entry in entries) else 0
+
+
+def _compare(*paths):
+    from fastseg.bench.compare_report import show
+
+    try:
+        return int(show(*map(schema.read, paths), WIDTH))
+    except schema.ResultError as error:
+        raise CommandError(f"bench: {error}") from error
 
 
 def _require(*packages):

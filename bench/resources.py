@@ -20,6 +20,7 @@ from pathlib import Path
 
 import fastseg
 from fastseg import dispatch
+from fastseg.bench.formats import markdown
 
 TRITON_ARCHS = (80, 90)
 SHARED_LIMIT = {80: 163 * 1024, 90: 227 * 1024}  # bytes a block can have
@@ -168,12 +169,12 @@ def table(cuda=None, triton=None):
     for language, rows in (("CUDA C++", cuda or of_cuda()), ("Triton", triton or of_triton())):
         for row in rows:
             groups.setdefault((row["kernel"], language, row["arch"]), []).append(row)
-    lines = [head, ["---"] * len(head)]
+    lines = []
     for (kernel, language, arch), rows in sorted(groups.items()):
         most = [max(row[key] for row in rows) for key in ("registers", "stack", "shared")]
         least = [min(row[key] for row in rows) for key in ("wide_loads", "HMMA", "HGMMA")]
         lines.append((f"`{kernel}`", language, f"sm_{arch}", len(rows), *most, *least))
-    return ["| " + " | ".join(map(str, cells)) + " |" for cells in lines]
+    return markdown(head, lines)
 
 
 def compilers():
