@@ -2,10 +2,9 @@
 
 from collections import defaultdict
 
-import torch
 from torch.autograd import DeviceType
 
-from fastseg.bench.profile_kinds import NOTHING, REST, flops_of, kinds_of
+from fastseg.bench.profile_kinds import NOTHING, flops_of, kinds_of
 from fastseg.bench.profile_places import PREFIX, TAIL
 
 BACKWARD_NODE = "autograd::engine::evaluate_function: "
@@ -16,7 +15,7 @@ def rows(events, elapsed_us, dtype):
     """[{"place", "pass", "kind", "ms", "flops"}] of what torch.profiler saw (prof.events()) of one call.
 
     On a CPU an event's time is what it spent outside of the events that it called; on a GPU, that of the kernels which
-    it launched itself, and what is left of `elapsed_us` is GPU_IDLE. A node of the backward pass has the place of the
+    it launched itself, and what is left of `elapsed_us` is IDLE. A node of the backward pass has the place of the
     forward operation with its sequence number; one without a number, that of the node before it.
     """
     calls = sorted((e for e in events if e.device_type == DeviceType.CPU), key=lambda e: e.time_range.start)
@@ -35,7 +34,7 @@ def rows(events, elapsed_us, dtype):
 
 
 def _forward_places(calls):
-    """{sequence number: place}. Several operations see the number that the next node will get: the last one makes it."""
+    """{sequence number: place}. Several operations see the number of the next node: the last one makes that."""
     found = {}
     for event in calls:
         if event.sequence_nr >= 0:

@@ -17,7 +17,7 @@ KINDS = {
     "cudnn_batch_norm_backward mul rsqrt neg",
     "ReLU, additions, dropout": "relu relu_ clamp_min_ threshold_backward add add_ sum dropout feature_dropout "
     "bernoulli_ div div_",
-    "pooling": "max_pool2d max_pool2d_with_indices max_pool2d_with_indices_backward adaptive_avg_pool2d mean "
+    "pooling": "max_pool2d max_pool2d_with_indices max_pool2d_with_indices_backward adaptive_avg_pool2d "
     "_adaptive_avg_pool2d _adaptive_avg_pool2d_backward",
     "matrix products": "matmul mm bmm addmm baddbmm baddbmm_",
 }
@@ -54,10 +54,8 @@ def flops_of(event):
     if event.name not in ("aten::convolution", "aten::convolution_backward"):
         return 0
     grad, input, weight, stride, padding, dilation, groups = _signature(event)
-    taps = [
-        _inside(*of_axis)
-        for of_axis in zip(grad[2:] if grad else (None, None), input[2:], weight[2:], stride, padding, dilation)
-    ]
+    outputs = grad[2:] if grad else (None, None)
+    taps = map(_inside, outputs, input[2:], weight[2:], stride, padding, dilation)
     return 2 * input[0] * math.prod(weight[:2]) * math.prod(taps)
 
 
