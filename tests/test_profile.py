@@ -1,16 +1,18 @@
 """The profile of networks: each moment is counted once, at its place, as its kind; and what the reader sees of it."""
 
 import json
+import types
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd import DeviceType
 
 from fastseg import models
 from fastseg.bench import profile, profile_kinds
-from fastseg.bench.profile_events import rows
-from fastseg.bench.profile_places import places, recorded
+from fastseg.bench.profile_events import BACKWARD_NODE, IDLE, rows
+from fastseg.bench.profile_places import PREFIX, places, recorded
 
 CPU = torch.device("cpu")
 
@@ -146,6 +148,44 @@ def test_one_call_for_both_gradients_is_divided_by_their_times_alone(monkeypatch
     found = {row["kind"]: row["ms"] for row in rows(profiler.events(), 0, torch.float32)}
     both = [found[f"dense convolution, {which} gradient"] for which in ("input", "weight")]
     assert both[1] == pytest.approx(3 * both[0]) and both[0] > 0
+
+
+def on_gpu(name, start, kernels=(), number=-1, children=(), annotation=False):
+    """An event as torch.profiler makes it on a machine with a GPU."""
+    event = types.SimpleNamespace(
+        name=name,
+        device_type=DeviceType.CPU,
+        use_device="cuda",
+        time_range=types.SimpleNamespace(start=start),
+        sequence_nr=number,
+        kernels=[types.SimpleNamespace(duration=microseconds) for microseconds in kernels],
+        is_user_annotation=annotation,
+        cpu_parent=None,
+        cpu_children=list(children),
+    )
+    for child in children:
+        child.cpu_parent = event
+    return event
+
+
+def flat(event):
+    return [event, *(each for child in event.cpu_children for each in flat(child))]
+
+
+def test_on_a_gpu_kernels_count_and_what_is_left_is_idle():
+    """Ranges, which have their kernels' time once more, count nothing; the backward pass is in another thread."""
+    norm = on_gpu("aten::native_batch_norm", 2, kernels=[30], number=7)
+    layer = on_gpu(PREFIX + "layer3", 1, kernels=[30], children=[norm], annotation=True)
+    gradient = on_gpu("aten::native_batch_norm_backward", 12, kernels=[50, 20])
+    node = on_gpu(f"{BACKWARD_NODE}CudnnBatchNormBackward0", 11, number=7, children=[gradient])
+    counter = on_gpu(f"{BACKWARD_NODE}torch::autograd::AccumulateGrad", 13, children=[on_gpu("aten::add_", 14, [5])])
+    found = rows([*flat(counter), *flat(node), *flat(layer)], 200, torch.float32)
+    assert {(row["place"], row["pass"], row["kind"]): row["ms"] for row in found} == {
+        ("layer3", "forward", "batch norm"): 0.03,
+        ("layer3", "backward", "batch norm"): 0.07,
+        ("layer3", "backward", "ReLU, additions, dropout"): 0.005,
+        ("tail", "forward", IDLE): pytest.approx(0.095),
+    }
 
 
 @pytest.mark.parametrize("task", [profile.LABELS, profile.STEP])
