@@ -28,6 +28,7 @@ SCHEMA_VERSION = 1  # of the JSON, which is not that of `fastseg bench`
 CLASSES = 21
 REPEATS = 5
 LABELS, STEP = "labels", "training step"
+WHOLE = "the whole call"  # its range in a profile
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def measure(network, call, device, dtype, repeats=REPEATS, tell=lambda what: Non
     }
 
 
-def _run(network, call, device):
+def _run(call, device):
     call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -128,7 +129,7 @@ def _run(network, call, device):
 def _timed(network, call, device):
     network.zero_grad()
     begin = time.perf_counter()
-    _run(network, call, device)
+    _run(call, device)
     return (time.perf_counter() - begin) * 1e3
 
 
@@ -137,13 +138,10 @@ def _profiled(network, call, device):
     network.zero_grad()
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * (device.type == "cuda")
     with recorded(network), profile(activities=activities, record_shapes=True) as profiler, record_function(WHOLE):
-        _run(network, call, device)
+        _run(call, device)
     events = profiler.events()
     (whole,) = (e for e in events if e.name == WHOLE and e.device_type == torch.autograd.DeviceType.CPU)
     return whole.cpu_time_total / 1e3, events
-
-
-WHOLE = "the whole call"
 
 
 def main():
