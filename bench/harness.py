@@ -8,12 +8,10 @@ from pathlib import Path
 
 import torch
 
-from fastseg.bench import machine, memory
+from fastseg.bench import machine, memory, schema
 from fastseg.bench.clock import clock_for
 from fastseg.bench.passes import FORWARD, Given, declared, label, passes_of
 from fastseg.bench.providers import providers
-
-SCHEMA_VERSION = 2  # of the JSON: raised when a field changes its meaning
 
 
 @dataclass(frozen=True)
@@ -96,7 +94,7 @@ def run(benches, device, dtype, effort, save=lambda result: None, tell=lambda wh
     chosen = {name: bench for name, bench in benches.items() if missing(bench) is None}
     with_flops = any(hasattr(bench, "flops") for bench in chosen.values())
     result = {
-        "schema": SCHEMA_VERSION,
+        "schema": schema.VERSION,
         "complete": False,
         "quick": effort.quick,
         "machine": machine.describe(device),

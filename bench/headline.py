@@ -11,8 +11,8 @@ BEGIN, END = "<!-- figures: python -m fastseg.bench.publish -->", "<!-- end of f
 SHOWN = {
     ("networks", "pspnet_resnet50, ADE20K", FORWARD): "PSPNet-ResNet50, image to labels",
     ("networks", "deeplabv3_resnet50", FORWARD): "DeepLabv3-ResNet50, image to labels",
-    ("networks", "pspnet_resnet50, ADE20K", "training step"): "PSPNet-ResNet50, a step of training",
-    ("networks", "deeplabv3_resnet50", "training step"): "DeepLabv3-ResNet50, a step of training",
+    ("training", "pspnet_resnet50", "training step"): "PSPNet-ResNet50, a step of training",
+    ("training", "deeplabv3_resnet50", "training step"): "DeepLabv3-ResNet50, a step of training",
     ("upsample_argmax", "ADE20K", FORWARD): "logits to labels, ADE20K (`upsample_argmax`)",
     ("upsample_argmax", "Cityscapes", FORWARD): "the same, Cityscapes",
     ("upsample_argmax", "ADE20K, noise", FORWARD): "the same, ADE20K, white noise",

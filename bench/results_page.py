@@ -4,7 +4,7 @@ from fastseg.bench import reading, report, targets, targets_met
 from fastseg.bench.formats import error, markdown, pair, percent, significant, times
 from fastseg.bench.providers import LAYOUTS
 
-FIRST = ("networks", "patched", "fcn", "aspp")  # what a user runs; then the ops that these are made of
+FIRST = ("networks", "training", "patched", "fcn", "aspp")  # what a user runs; then the ops that these are made of
 HEAD = f"""\
 # Results
 

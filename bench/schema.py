@@ -7,7 +7,7 @@ case is one), a case has providers. All times are milliseconds, all amounts of m
 import json
 from dataclasses import dataclass
 
-READABLE = (1, 2)  # raised when a field is added or changes its meaning
+VERSION = 2  # raised when a field is added or changes its meaning
 ALWAYS, MEASURED, TIMED = "always", "unless the case was skipped", 'where status is "ok"'
 
 
@@ -15,7 +15,6 @@ ALWAYS, MEASURED, TIMED = "always", "unless the case was skipped", 'where status
 class Field:
     meaning: str
     when: str = ALWAYS
-    since: int = 1  # the first schema that has it
 
 
 class ResultError(ValueError):
@@ -67,7 +66,7 @@ FIELDS = {
         "bytes": Field("that any implementation must read and write at least, or null", MEASURED),
         "flops": Field("of the straightforward algorithm, a multiply-add counting 2, or null", MEASURED),
         "executed_flops": Field("of ours, where kernels leave some out, else null", MEASURED),
-        "seconds": Field("that measuring took, checks and warming up included", MEASURED, since=2),
+        "seconds": Field("that measuring took, checks and warming up included"),
     },
     "provider": {
         "provider": Field('"eager" and "torch.compile" are the peers; ours are "fastseg" or "fastseg <backend>"'),
@@ -75,6 +74,10 @@ FIELDS = {
         "peer": Field("whether it is stock PyTorch"),
         "status": Field('"ok", "wrong" (its result is) or "failed" (it raised an error)'),
         "reason": Field("why it is not ok, or null"),
+        "error": Field(
+            "relative L2 error against float64, of label maps the share of labels that differ from float64's argmax; "
+            "null where the result is no such thing"
+        ),
         "peak_bytes": Field("memory of one call beyond its inputs and weights, its result included, or null"),
         "calls_per_sample": Field("over which one sample is the mean", TIMED),
         "median_ms": Field("of the samples of one call", TIMED),
@@ -87,19 +90,14 @@ FIELDS = {
         "gb_per_s_of_ceiling": Field("share of copy_gb_per_s, or null", TIMED),
         "tflop_per_s": Field("effective: flops over the median, or null", TIMED),
         "tflop_per_s_of_ceiling": Field("share of matmul_tflop_per_s, or null", TIMED),
-        "executed_tflop_per_s": Field("of ours: executed_flops over the median, or null", TIMED, since=2),
-        "error": Field(
-            "relative L2 error against float64, of label maps the share of labels that differ from float64's argmax; "
-            "null where the check does not tell",
-            TIMED,
-            since=2,
-        ),
+        "executed_tflop_per_s": Field("of ours: executed_flops over the median, or null", TIMED),
+        "executed_tflop_per_s_of_ceiling": Field("share of matmul_tflop_per_s, or null", TIMED),
     },
 }
 
 
 def read(path):
-    """The result in a file, with null for every field that an older schema or an untimed provider lacks.
+    """The result in a file, with null for every field that a skipped case or an untimed provider lacks.
 
     Raises ResultError, which names the file, for what is not readable.
     """
@@ -114,9 +112,8 @@ def read(path):
         raise ResultError(f'{path} is no result of fastseg bench: it has no number as "schema"')
     if "profile" in result:
         raise ResultError(f"{path} is a profile, no result of fastseg bench")
-    if version not in READABLE:
-        known = " and ".join(map(str, READABLE))
-        raise ResultError(f"{path} has schema {version}, this fastseg reads {known}: another version wrote it")
+    if version != VERSION:
+        raise ResultError(f"{path} has schema {version}, this fastseg reads {VERSION}: another version wrote it")
     try:
         return filled(result)
     except (KeyError, TypeError, AttributeError) as error:
@@ -128,8 +125,6 @@ def filled(result):
     for kind, thing in _parts(result):
         for name in FIELDS[kind]:
             thing.setdefault(name, None)
-        if kind == "case":
-            thing["pass"] = thing["pass"] or "forward"  # the first files have no passes
     return result
 
 
@@ -137,7 +132,7 @@ def departures(result):
     """Where a result is not as documented, one line each; for tests."""
     said = []
     for kind, thing in _parts(result):
-        known = {name: field for name, field in FIELDS[kind].items() if field.since <= result["schema"]}
+        known = FIELDS[kind]
         said += [f"{kind} has {name}, which is not documented" for name in thing.keys() - known.keys()]
         given = {ALWAYS: True, MEASURED: not thing.get("skipped"), TIMED: thing.get("status") == "ok"}
         said += [f"{kind} lacks {name}" for name, field in known.items() if given[field.when] and name not in thing]

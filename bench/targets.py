@@ -1,8 +1,8 @@
 """The speeds and memory this project set out for; targets_met.py tells whether a run has them.
 
-They hold on a CPU, in float32, with two threads. A speed-up is over the fastest peer in either layout, memory is over
-the least that any peer needs; both of our layouts have to reach what is wanted. How much of a dense convolution is
-executed no run need tell: the plan does.
+They hold on a CPU, in float32, with two threads. A speed-up is over the fastest peer in either layout, unless said
+otherwise, memory is over the least that any peer needs; both of our layouts have to reach what is wanted. How much of
+a dense convolution is executed no run need tell: the plan does.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from fastseg.bench.passes import BACKWARD, BOTH, FORWARD
 
 SPEEDUP, MEMORY = "speed-up", "memory"
-PEERS = ("eager", "torch.compile")
 ANY_PASS = "*"
 
 
@@ -22,7 +21,7 @@ class Target:
     wanted: float  # at least so much speed-up, at most so much memory
     quantity: str = SPEEDUP
     why: str = ""  # it is missed, where it is
-    against: tuple = PEERS
+    same_layout: bool = False  # against peers in the layout of ours only: a module in a model that stays as it is
 
 
 @dataclass(frozen=True)
@@ -40,10 +39,25 @@ TARGETS = (
     Target("networks", "pspnet_resnet50, ADE20K", FORWARD, 1.2),
     Target("networks", "deeplabv3_resnet50*", ANY_PASS, 0.97),
     Target("networks", "fcn_resnet50*", ANY_PASS, 0.97),
-    Target("patched", "*", ANY_PASS, 1.0),
-    Target("patched", "mmseg PSPNet*", ANY_PASS, 1.2),
-    Target("patched", "smp PSPNet*", ANY_PASS, 1.2, why="The convolution after its pyramid is 1x1: little to save."),
-    Target("patched", "transformers UperNet*", ANY_PASS, 1.2),
+    Target("training", "*", ANY_PASS, 0.97),
+    Target("patched", "*", ANY_PASS, 1.0, same_layout=True),
+    Target("patched", "mmseg PSPNet", ANY_PASS, 1.2, same_layout=True),
+    Target(
+        "patched",
+        "smp PSPNet",
+        ANY_PASS,
+        1.2,
+        same_layout=True,
+        why="The convolution after its pyramid is 1x1: little to save.",
+    ),
+    Target(
+        "patched",
+        "transformers UperNet",
+        ANY_PASS,
+        1.2,
+        same_layout=True,
+        why="Its pyramid is at output stride 32; the 3x3 convolution over 2048 channels at stride 4 takes most.",
+    ),
     Target(
         "fcn",
         "image to labels",
@@ -51,7 +65,7 @@ TARGETS = (
         1.0,
         why="Nearly all of it is VGG's convolutions, which are PyTorch's on both sides.",
     ),
-    Target("aspp", "*", ANY_PASS, 0.97),
+    Target("aspp", "*", ANY_PASS, 0.97, same_layout=True),
     Target("deconv2d", "FCN-32s", FORWARD, 2),
     Target("deconv2d", "FCN-16s", FORWARD, 2),
     Target(

@@ -43,11 +43,17 @@ def _rows(target, result):
 
 def measured(target, case):
     """The figure, or else the status, of ours in each layout; [] if there is nothing to compare."""
-    peers = [peer for peer in reading.timed(case, peer=True) if peer["provider"] in target.against]
     ratio = {targets.SPEEDUP: reading.speedup, targets.MEMORY: reading.memory_ratio}[target.quantity]
     ours = [entry for name in reading.our_names(case)[:1] for entry in reading.by_layout(case, name)]
-    figures = [entry["status"] if entry["status"] != "ok" else ratio(entry, peers) for entry in ours]
+    figures = [
+        entry["status"] if entry["status"] != "ok" else ratio(entry, _peers(target, case, entry)) for entry in ours
+    ]
     return [] if None in figures else figures
+
+
+def _peers(target, case, ours):
+    peers = reading.timed(case, peer=True)
+    return [peer for peer in peers if not target.same_layout or peer["layout"] == ours["layout"]]
 
 
 def _row(target, case, which, figures):
@@ -60,7 +66,7 @@ def _row(target, case, which, figures):
         case,
         "any" if which == targets.ANY_PASS else which,
         (
-            f"at least {target.wanted:g}x"
+            f"at least {target.wanted:g}x" + (" of the same layout" if target.same_layout else "")
             if target.quantity == targets.SPEEDUP
             else f"at most {target.wanted:g}x the memory"
         ),

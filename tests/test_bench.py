@@ -24,6 +24,7 @@ from fastseg.bench import (
     heads,
     memory,
     report,
+    schema,
 )
 from fastseg.bench.labels import label_judge
 from fastseg.bench.passes import Given
@@ -274,7 +275,7 @@ def test_a_killed_run_keeps_what_was_measured(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(bench, save=lambda result: report.write_json(result, path), tell=killed)
     kept = json.loads(path.read_text())
-    assert kept["schema"] == harness.SCHEMA_VERSION and kept["complete"] is False
+    assert kept["schema"] == schema.VERSION and kept["complete"] is False
     assert [case["name"] for case in kept["benches"][0]["cases"]] == ["first"]
     assert kept["machine"]["torch"] == torch.__version__
     assert list(tmp_path.iterdir()) == [path]
