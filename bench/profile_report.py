@@ -6,7 +6,7 @@ from rich.table import Table
 
 from fastseg.bench.report import significant, write_json
 
-SMALLEST = 0.002  # share of the time: rows below it are one
+SMALLEST = 0.01  # share of the time: rows below it are one
 OTHERS = "others"
 WIDTH = 120  # where there is no terminal
 

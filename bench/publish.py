@@ -1,9 +1,11 @@
 """The measured tables of the repository: `python -m fastseg.bench.publish`, in a checkout, writes them anew.
 
-bench/RESULTS.md and the table at the head of README.md come from the files in bench/results, without profiles, whose
-names end in _profile.json. To publish a run, put its JSON there and call this; a test tells when it was forgotten.
+bench/RESULTS.md and the table at the head of README.md come from the files in bench/results; those of
+fastseg.bench.profile have names that end in _profile.json. To publish a run, put its JSON there and call this; a test
+tells when it was forgotten.
 """
 
+import json
 import sys
 from pathlib import Path
 
@@ -13,9 +15,17 @@ from fastseg.bench import headline, results_page, schema
 def pages(root):
     """{file: the text it is to have} in a checkout."""
     files = sorted((root / "bench/results").glob("*.json"))
-    results = [(path, schema.read(path)) for path in files if not path.stem.endswith("_profile")]
+    results = [(path, schema.read(path)) for path in files if not _is_profile(path)]
+    profiles = [(path, json.loads(path.read_text())) for path in files if _is_profile(path)]
     readme = root / "README.md"
-    return {root / "bench/RESULTS.md": results_page.page(results), readme: headline.put_in(readme.read_text(), results)}
+    return {
+        root / "bench/RESULTS.md": results_page.page(results, profiles),
+        readme: headline.put_in(readme.read_text(), results),
+    }
+
+
+def _is_profile(path):
+    return path.stem.endswith("_profile")
 
 
 def main():

@@ -1,6 +1,6 @@
 """bench/RESULTS.md: what the runs in bench/results measured, in Markdown."""
 
-from fastseg.bench import reading, report, targets, targets_met
+from fastseg.bench import profile_report, reading, report, targets, targets_met
 from fastseg.bench.formats import error, markdown, pair, percent, significant, times
 from fastseg.bench.providers import LAYOUTS
 
@@ -23,9 +23,11 @@ All ratios are within one run, in which all took turns. Ours is given as {" / ".
 COLUMNS = ("case", "pass", "fastest peer", "ours", "faster", "memory", "error", "of ceiling")
 
 
-def page(results):
-    """results: [(path, result)]."""
-    return "\n".join([HEAD, *(line for path, result in results for line in _run(path, result))]).rstrip() + "\n"
+def page(results, profiles=()):
+    """results and profiles: [(path, result)]."""
+    lines = [HEAD, *(line for path, result in results for line in _run(path, result))]
+    lines += [line for path, result in profiles for line in _profile(path, result)]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _run(path, result):
@@ -38,6 +40,12 @@ def _run(path, result):
             yield from (*markdown(COLUMNS, rows), "")
         if remarks := report.remarks(bench):
             yield from (*("- " + remark.replace("<", "&lt;") for remark in remarks), "")
+
+
+def _profile(path, result):
+    yield from (f"## Where the time of networks goes: {report.place(result)}", "")
+    yield from (f"[{path.name}](results/{path.name}). [NEXT.md](NEXT.md) says what follows from it.", "")
+    yield from (profile_report.markdown(result), "")
 
 
 def _facts(path, result):
