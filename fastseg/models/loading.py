@@ -115,7 +115,8 @@ def _network(name, found, keywords):
         return _of_caller(name, {**factory_arguments(found.tensors), **found.structure}, keywords)
     name, keywords = _of_its_form(name or found.network, keywords)
     if name != found.network:
-        raise ValueError(f"load_checkpoint: the weights are a {found.network} of {found.library}, got {name!r}")
+        which = f"the weights are a {found.network} of {found.library}, got {name!r}"
+        raise ValueError(f"load_checkpoint: {which}{_lacking(name, found)}")
     forms = [form for form in found.forms if agrees(form, keywords)]
     if len(forms) > 1:
         hint = {key: value for key, value in found.hint.items() if key not in keywords}
@@ -129,6 +130,16 @@ def _network(name, found, keywords):
         several = f"{found.library} has several forms of this network, whose weights have the same names"
         raise ValueError(f"load_checkpoint: {several}: say {choices}")
     return found.network, {**found.structure, **forms[0], **keywords}
+
+
+def _lacking(name, found):
+    """Which names and shapes of another network the weights have not, as the end of a sentence."""
+    with torch.device("meta"):
+        classes = found.structure.get("num_classes")
+        own = get_model(name, **({} if classes is None else {"num_classes": classes})).state_dict()
+    wanted = {found.theirs(key): tensor for key, tensor in own.items() if not key.endswith(COUNTER)}
+    listed = misfits(wanted, found.tensors)
+    return f", for which there are {listed}" if listed else ""
 
 
 def _of_caller(name, told, keywords):
