@@ -34,14 +34,22 @@ def load_checkpoint(model_or_name, path_or_state_dict, source="auto", **keywords
     source              "torchvision", "segmentation_models_pytorch" (or "smp"), "mmsegmentation" (or "mmseg"),
                         "semseg", "vainf", "kazuto1011", "pytorchcv", "caffe" (or "pytorch-fcn"); "fastseg" for what was
                         trained here, in whatever form; "auto" tells it by the names
-    keywords            of the network that is built. Some decide between forms whose weights have the same names, and
-                        must be given where several are about: of mmsegmentation align_corners, and for DeepLabv3
-                        output_stride, unless the file holds its configuration; of kazuto1011 output_stride, rates and
-                        multi_grid; of fcn8s_vgg16 at_once. aux_loss=False leaves an auxiliary head out
+    keywords            of the network that is built. aux_loss=False leaves an auxiliary head out
 
-    Weights of mmsegmentation at an output stride of 16 or 32 (D16, D32) have the same names too: of an FCN or PSPNet
-    they are refused only if the file holds its configuration, as no network here computes that. Weights that were
-    trained here in another form than torchvision's or semseg's, under whose names they are, need source="fastseg".
+    What the names do not tell must be said by keywords, where weights of several forms are about under the same names:
+
+    mmsegmentation               output_stride and align_corners, unless its configuration is in the file. That may also
+                                 say other rates, bins, multi_grid or contract_dilation, and is refused if no network
+                                 here computes what it says
+    segmentation_models_pytorch  output_stride
+    vainf                        output_stride: its functions build 8, and its training script 16
+    kazuto1011                   output_stride, rates and multi_grid
+    caffe                        at_once, of fcn8s_vgg16
+
+    An output stride in the name of a file, such as r50-d8 or os16, is taken where nothing else says it. The networks of
+    torchvision, semseg and pytorchcv have one form each. State dicts of networks here bear their form, as long as
+    they stay what `state_dict` returned; as plain dicts or safetensors they are what their names say: a DeepLabV3 of
+    output stride 16 then needs source="fastseg" and its keywords.
 
     Returns the model, with the `preprocess` that its weights want. Runs no code that a file may hold. Raises OSError if
     it cannot be opened, and ValueError if it holds no weights, if whose they are is unknown, if some are missing, left

@@ -181,8 +181,8 @@ SOURCES = (
         "pspnet",
         _SMP_PSPNET,
         _PSPNET,
-        why_not="its features come from two stages only, its pyramid is reduced by a 1x1 convolution and its classes "
-        "come from a 3x3 one, all unlike the paper's and all other libraries'",
+        why_not="its features come from two stages only, its coarsest level has no BatchNorm, its pyramid is reduced "
+        "by a 1x1 convolution and its classes come from a 3x3 one: keep that network, and fastseg.patch it",
     ),
     Source("vainf", "deeplabv3", _VAINF, _DEEPLAB, (_deeplab(**_VAINF_16), _deeplab())),
     Source(
