@@ -1,16 +1,15 @@
 """`fastseg convert`: files of weights, after which `load_checkpoint` need not be told anything about them."""
 
-import ast
 import os
 import sys
 from pathlib import Path
 
 import torch
 
+from fastseg import weight_options
 from fastseg.cli import CommandError
 from fastseg.models.loading import counters, empty, fitting, prepare, to_torchvision_state_dict
 from fastseg.models.recognise import OWN
-from fastseg.models.sources import ALIASES, LIBRARIES
 
 
 def configure(parser):
@@ -23,14 +22,7 @@ def configure(parser):
         help="files of weights; the last is a file or folder to write",
     )
     add("--network", metavar="NAME", help="of `fastseg.models.list_models()`; default: what the weights tell")
-    add(
-        "--source",
-        default="auto",
-        choices=("auto", OWN, *LIBRARIES, *ALIASES),
-        metavar="LIBRARY",
-        help="of %(choices)s",
-    )
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="of the network, such as align_corners=True")
+    weight_options.configure(parser)
     add("--overwrite", action="store_true", help="replace files that are there")
     add("--to", default=OWN, choices=(OWN, "torchvision"), help="whose names to write; default: %(default)s")
 
@@ -39,7 +31,7 @@ def run(arguments):
     *inputs, output = arguments.files
     if not inputs:
         raise CommandError("convert needs files of weights and, last, where to write")
-    keywords = dict(_setting(text) for text in arguments.set)
+    keywords = weight_options.keywords(arguments)
     into_folder = len(inputs) > 1 or output.is_dir()
     outputs = [output / f"{path.stem}.pth" if into_folder else output for path in inputs]
     if len(set(outputs)) < len(outputs):
@@ -68,16 +60,6 @@ def _check_output(out, path, overwrite):
         raise ValueError(f"{out} is there: another name, or --overwrite")
     if out.suffix == ".safetensors":
         raise ValueError(f"{out} would not be such a file but one of torch.save: name it .pth")
-
-
-def _setting(text):
-    key, equals, value = text.partition("=")
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError) as error:
-        raise CommandError(
-            f"--set {text}: wanted KEY=VALUE with a number, True, False, None, a tuple or 'text'"
-        ) from error
 
 
 def convert(path, out, name=None, source="auto", keywords=None, to=OWN):

@@ -173,10 +173,10 @@ def report(model):
         reason = _why_not(module)
         if reason is _NOT_CONCERNED:
             continue
-        fast = is_fast(module)
+        fast = isinstance(module, Patch)
         if fast:
             ops = ", ".join(getattr(type(module), "ops", ())) or "registered"
-            note = ops if reason is None else f"runs as before: {reason}"
+            note = ops if reason is None else f"runs as before: {reason}" if is_fast(module) else f"{ops}; {reason}"
         else:
             note = reason or ("FASTSEG_DISABLE is set" if disabled() else "not asked for")
         rows.append(Row(path or "(the model)", stock_class(module).__name__, fast, note))

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fastseg import dispatch, models
+from fastseg import dispatch, load_checkpoint, models, weight_options
 from fastseg.cli import CommandError
-from fastseg.models.checkpoints import factory_arguments, load_weights, read_state_dict
 
 INSTALL = 'pip install "fastseg[cli]"'
 try:
@@ -39,6 +38,7 @@ def configure(parser):
     add("images", nargs="+", type=Path, metavar="IMAGE", help="jpg or png files, or folders of them")
     add("--model", required=True, metavar="NAME", help=", ".join(models.list_models()))
     add("--weights", type=Path, metavar="FILE", help=".pth, .pt or .safetensors; without: random")
+    weight_options.configure(parser)
     add("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
     add("--device", help="cuda, cuda:1, cpu ...; default: cuda if there is a GPU")
     add("--dtype", choices=DTYPES, default="float32", help="of the network; default: float32")
@@ -55,7 +55,7 @@ def run(arguments):
     device = pick_device(arguments.device)
     photographs, failed = find_photographs(arguments.images, arguments.output)
     jobs = name_outputs(photographs, arguments.output)
-    model = build_model(arguments.model, arguments.weights).to(device, DTYPES[arguments.dtype])
+    model = build_model(arguments).to(device, DTYPES[arguments.dtype])
 
     with dispatch.use_backend(arguments.backend), progress_bar(len(jobs)) as bar:
         for path, stem in bar.track(jobs, description="segment"):
@@ -110,7 +110,8 @@ def pick_device(name):
         raise CommandError(f"--device {name}: {one_line(error)}") from error
 
 
-def build_model(name, weights):
+def build_model(arguments):
+    name, weights = arguments.model, arguments.weights
     if name not in models.list_models():
         raise CommandError(f"--model must be one of {', '.join(models.list_models())}, got {name}")
     try:
@@ -118,9 +119,8 @@ def build_model(name, weights):
             print(f"fastseg: {RANDOM}", file=sys.stderr)
             model = models.get_model(name)
         else:
-            state_dict = read_state_dict(weights)
-            model = load_weights(models.get_model(name, **factory_arguments(state_dict)), state_dict)
-    except (OSError, ValueError) as error:
+            model = load_checkpoint(name, weights, arguments.source, **weight_options.keywords(arguments))
+    except (OSError, ValueError, TypeError) as error:  # the latter for a keyword that the network has not
         raise CommandError(f"--model {name} --weights {weights}: {one_line(error)}") from error
     except ImportError as error:
         raise CommandError(f"{weights} needs {error.name}: {INSTALL}") from error

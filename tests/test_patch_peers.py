@@ -9,7 +9,7 @@ import pytest
 import semseg_model
 import torch
 import torch.nn.functional as F
-from test_patch import network, trained_a_little
+from small_deeplabv3 import network, trained_a_little
 from torch import nn
 from torchvision.models import segmentation
 

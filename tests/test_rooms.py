@@ -13,7 +13,7 @@ SHARED = {
     "kernels": {"__init__", "bilinear", "gluon_names", "launch", "products"},
     "csrc/cpu": {"floats", "new_tensor", "parallel", "product", "simd", "spans", "vector_math"},
     "csrc/cuda": {"device", "launch", "position", "tile_product", "tile_steps"},
-    "fastseg/ops": {"__init__", "arguments", "autocast", "layout", "precision", "recording"},
+    "fastseg/ops": {"__init__", "arguments", "autocast", "kept", "layout", "precision", "recording"},
 }
 
 

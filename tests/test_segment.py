@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from library_networks import add_small_networks, halved, written_out
 
 import fastseg
 from fastseg import models
@@ -272,7 +273,7 @@ def test_weights_of_another_model(run):
     code, _, errors = run(photograph("a.png"), model="deeplabv3_resnet50")
     assert code == 2
     check_one_line(
-        errors, "missing (classifier.0.convs.0.0.weight;", "5 unexpected (classifier.0.weight;", "of wrong shape ("
+        errors, "missing (classifier.0.convs.0.0.weight;", "unexpected (classifier.0.weight;", "of wrong shape ("
     )
     assert files("out") == []
 
@@ -283,6 +284,28 @@ def test_weights_of_wrong_shape(run, weights):
     code, _, errors = run(photograph("a.png"), weights="wrong.pth")
     assert code == 2
     check_one_line(errors, "1 of wrong shape (backbone.conv1.weight: wanted (64, 3, 7, 7), got (64, 4, 7, 7))")
+
+
+def test_weights_of_another_library(run, monkeypatch):
+    """What they do not tell must be said."""
+    add_small_networks(monkeypatch)
+    torch.save(halved(written_out("mmsegmentation pspnet")[0]), "theirs.pth")
+    photograph("a.png")
+    how = {"model": "pspnet_resnet9", "weights": "theirs.pth"}
+    code, _, errors = run("a.png", **how)
+    assert code == 2
+    check_one_line(errors, "--weights theirs.pth", "say output_stride=8 or 16 or 32, align_corners=False or True")
+    told = "--set", "output_stride=32", "--set", "align_corners=True"
+    code, _, errors = run("a.png", *told, "--set", "depth=3", **how)
+    assert code == 2
+    check_one_line(errors, "unexpected keyword argument 'depth'")
+    code, _, errors = run("a.png", "--source", "kazuto1011", **how)
+    assert code == 2
+    check_one_line(errors, "unknown: not kazuto1011")
+    assert run("a.png", *told, **how)[0] == 0
+    model = fastseg.load_checkpoint("pspnet_resnet9", "theirs.pth", output_stride=32, align_corners=True).eval()
+    x = segment.network_input(segment.read_photograph(Path("a.png")), 33, IMAGENET)
+    assert (np.asarray(Image.open("out/a_labels.png")) == model.predict(x, (47, 61))[0].numpy()).mean() > 0.99
 
 
 def test_weights_that_are_none(run):

@@ -33,11 +33,17 @@ def read_file(path):
 
 def unwrapped(content, path="the state dict"):
     """{name: tensor} of what a file holds. Raises ValueError if it holds no weights."""
-    if isinstance(content, Mapping):
-        content = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
+    content = inner(content)
     if got := _not_weights(content):
         raise ValueError(f"read_state_dict: {path} must hold names and tensors, got {got}")
     return {name[PREFIXES.match(name).end() :]: tensor for name, tensor in content.items()}
+
+
+def inner(content):
+    """What a training checkpoint holds the weights in, as it is there."""
+    if not isinstance(content, Mapping):
+        return content
+    return next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), content)
 
 
 def _not_weights(content):

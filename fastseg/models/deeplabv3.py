@@ -69,6 +69,8 @@ class DeepLabV3(Segmenter):
     trained at output stride 16; in cascade it is multi_grid=(1, 2, 1).
     """
 
+    family = "deeplabv3"
+
     def __init__(
         self,
         blocks,
@@ -91,9 +93,9 @@ class DeepLabV3(Segmenter):
         if form not in FORMS:
             raise ValueError(f"DeepLabV3: form must be one of {', '.join(FORMS)}, got {form!r}")
         grid = {"contracted": contracted, "multi_grid": multi_grid, "absolute_grid": absolute_grid}
-        grid |= {"stem": stem, "stride_first": stride_first, "ceil_mode": ceil_mode}
+        grid |= {"output_stride": output_stride, "stride_first": stride_first, "ceil_mode": ceil_mode}
         cascade = CASCADE if form == "cascade" else 0
-        backbone = ResNet(blocks, cascade, output_stride=output_stride, **grid)
+        backbone = ResNet(blocks, cascade, stem=stem, **grid)
         if form == "cascade":
             classifier = nn.Sequential(nn.Conv2d(OUT_CHANNELS, num_classes, 1))
         else:
@@ -101,6 +103,8 @@ class DeepLabV3(Segmenter):
             classifier = DeepLabHead(OUT_CHANNELS, num_classes, rates, head, image_pooling)
         super().__init__(backbone, classifier, FCNHead(AUX_CHANNELS, num_classes) if aux_loss else None)
         self.output_stride, self.align_corners = output_stride, align_corners
+        self.form = {**grid, "image_pooling": image_pooling, "align_corners": align_corners}
+        self.form |= {"rates": classifier[0].rates if form == "parallel" else None}
 
     def set_output_stride(self, output_stride):
         """Change a network that is built, and return it: strides and dilations of the ResNet, and the ASPP's rates,
@@ -118,8 +122,9 @@ class DeepLabV3(Segmenter):
                 change = f"{self.output_stride} to {output_stride}"
                 raise ValueError(f"set_output_stride: {change} needs rates that stay whole, got {pyramid.rates}")
             pyramid.set_rates(rate for rate, _ in scaled)
+            self.form["rates"] = pyramid.rates
         self.backbone.set_output_stride(output_stride)
-        self.output_stride = output_stride
+        self.output_stride = self.form["output_stride"] = output_stride
         return self
 
 

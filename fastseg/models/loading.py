@@ -1,6 +1,8 @@
 """Weights of other libraries in our networks, under their names and with all that names do not tell (sources.py)."""
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 
@@ -12,7 +14,8 @@ from fastseg.models.pspnet import PSPNet
 from fastseg.models.recognise import OWN, agrees, in_words, recognise, structure_of
 from fastseg.models.sources import ALIASES, LIBRARIES, SOURCES, modules
 
-FAMILIES = {"fcn": FCN, "pspnet": PSPNet, "deeplabv3": DeepLabV3}
+FAMILIES = {kind.family: kind for kind in (FCN, PSPNet, DeepLabV3)}
+STRIDE_IN_NAME = re.compile(r"(?:^|[-_.])(?:d|os)(8|16|32)(?=[-_.]|$)")  # mmsegmentation's r50-d8, VainF's os16
 STAGED, AT_ONCE = "fcn8s_vgg16", "fcn8s_atonce_vgg16"
 AUX = ("aux.", "aux_classifier.")  # our names of what an auxiliary head consists of
 # What a module computes with besides its weights, `steps` being the skips of a SkipFCN and their scales; what follows
@@ -31,14 +34,22 @@ def load_checkpoint(model_or_name, path_or_state_dict, source="auto", **keywords
     source              "torchvision", "segmentation_models_pytorch" (or "smp"), "mmsegmentation" (or "mmseg"),
                         "semseg", "vainf", "kazuto1011", "pytorchcv", "caffe" (or "pytorch-fcn"); "fastseg" for what was
                         trained here, in whatever form; "auto" tells it by the names
-    keywords            of the network that is built. Some decide between forms whose weights have the same names, and
-                        must be given where several are about: of mmsegmentation align_corners, and for DeepLabv3
-                        output_stride, unless the file holds its configuration; of kazuto1011 output_stride, rates and
-                        multi_grid; of fcn8s_vgg16 at_once. aux_loss=False leaves an auxiliary head out
+    keywords            of the network that is built. aux_loss=False leaves an auxiliary head out
 
-    Weights of mmsegmentation at an output stride of 16 or 32 (D16, D32) have the same names too: of an FCN or PSPNet
-    they are refused only if the file holds its configuration, as no network here computes that. Weights that were
-    trained here in another form than torchvision's or semseg's, under whose names they are, need source="fastseg".
+    What the names do not tell must be said by keywords, where weights of several forms are about under the same names:
+
+    mmsegmentation               output_stride and align_corners, unless its configuration is in the file. That may also
+                                 say other rates, bins, multi_grid or contract_dilation, and is refused if no network
+                                 here computes what it says
+    segmentation_models_pytorch  output_stride
+    vainf                        output_stride: its functions build 8, and its training script 16
+    kazuto1011                   output_stride, rates and multi_grid
+    caffe                        at_once, of fcn8s_vgg16
+
+    An output stride in the name of a file, such as r50-d8 or os16, is taken where nothing else says it. The networks of
+    torchvision, semseg and pytorchcv have one form each. State dicts of networks here bear their form, as long as
+    they stay what `state_dict` returned; as plain dicts or safetensors they are what their names say: a DeepLabV3 of
+    output stride 16 then needs source="fastseg" and its keywords.
 
     Returns the model, with the `preprocess` that its weights want. Runs no code that a file may hold. Raises OSError if
     it cannot be opened, and ValueError if it holds no weights, if whose they are is unknown, if some are missing, left
@@ -100,26 +111,43 @@ def _recognise(model_or_name, path_or_state_dict, source):
         with torch.device("meta"):
             return _names(get_model(model_or_name, **factory_arguments(tensors))) if model_or_name else ()
 
-    return recognise(content, source, own_names)
+    found = recognise(content, source, own_names)
+    stride = None if is_content else STRIDE_IN_NAME.search(Path(path_or_state_dict).stem)
+    return found._replace(hint={"output_stride": int(stride[1])} if stride else {})
 
 
 def _network(name, found, keywords):
     """(name, keywords) of the network that was found. Raises ValueError if it is another than that of this name, or if
     keywords leave its form open or contradict it."""
     if found.network is None:
-        return _of_caller(name, factory_arguments(found.tensors), keywords)
+        return _of_caller(name, {**factory_arguments(found.tensors), **found.structure}, keywords)
     name, keywords = _of_its_form(name or found.network, keywords)
     if name != found.network:
-        raise ValueError(f"load_checkpoint: the weights are a {found.network} of {found.library}, got {name!r}")
+        which = f"the weights are a {found.network} of {found.library}, got {name!r}"
+        raise ValueError(f"load_checkpoint: {which}{_lacking(name, found)}")
     forms = [form for form in found.forms if agrees(form, keywords)]
+    if len(forms) > 1:
+        hint = {key: value for key, value in found.hint.items() if key not in keywords}
+        forms = [form for form in forms if agrees(form, hint)]
+        keywords = {**hint, **keywords}
     if not forms:
         which = f"no {found.network} of {in_words(keywords)}"
         raise ValueError(f"load_checkpoint: {found.library} has {which}. {_wanted(found)}")
-    if found.must_say and len(forms) > 1:
+    if len(forms) > 1:
         _, choices = _compared(forms)
         several = f"{found.library} has several forms of this network, whose weights have the same names"
         raise ValueError(f"load_checkpoint: {several}: say {choices}")
     return found.network, {**found.structure, **forms[0], **keywords}
+
+
+def _lacking(name, found):
+    """Which names and shapes of another network the weights have not, as the end of a sentence."""
+    with torch.device("meta"):
+        classes = found.structure.get("num_classes")
+        own = get_model(name, **({} if classes is None else {"num_classes": classes})).state_dict()
+    wanted = {found.theirs(key): tensor for key, tensor in own.items() if not key.endswith(COUNTER)}
+    listed = misfits(wanted, found.tensors)
+    return f", for which there are {listed}" if listed else ""
 
 
 def _of_caller(name, told, keywords):
@@ -184,10 +212,18 @@ def _wanted(found):
 
 
 def _compared(forms):
-    """(keywords that all forms have, in words those in which they differ)."""
-    same = {key: value for key, value in forms[0].items() if all(form[key] == value for form in forms)}
-    others = [in_words({key: value for key, value in form.items() if key not in same}) for form in forms]
-    return same, " or ".join(other for other in others if other)
+    """(keywords that all forms have, in words those that decide between them)."""
+    values = {key: list(dict.fromkeys(repr(form[key]) for form in forms)) for key in forms[0]}
+    deciding = []
+    for key in values:
+        if _told_apart(forms, [*deciding, key]) > _told_apart(forms, deciding):
+            deciding.append(key)
+    choices = ", ".join(f"{key}={' or '.join(values[key])}" for key in deciding)
+    return {key: forms[0][key] for key, found in values.items() if len(found) == 1}, choices
+
+
+def _told_apart(forms, keys):
+    return len({tuple(repr(form[key]) for key in keys) for form in forms})
 
 
 def _check_numerics(model, found):
@@ -198,7 +234,7 @@ def _check_numerics(model, found):
     nearest = min(found_numerics, key=len)
     raise ValueError(
         f"load_checkpoint: the model computes something else than {found.library}'s: {shortened(nearest)}. "
-        f"{_wanted(found)}; say source={OWN!r} if these are weights that were trained here"
+        f"{_wanted(found)}; source={OWN!r} loads weights that were trained here into any form"
     )
 
 

@@ -37,11 +37,12 @@ class PyramidHead(nn.Sequential):
 
 
 class PSPNet(Network):
-    """PSPNet on a ResNet of output stride 8, for training and labelling as in `Network`.
+    """PSPNet on a ResNet, for training and labelling as in `Network`.
 
     blocks         of the ResNet's four stages
     num_classes    C
     aux_loss       whether there is an auxiliary head, on the third stage's features
+    output_stride  8, 16 or 32: from the image to the features
     bins           rows and columns of the pyramid's levels: ints or pairs
     mode           "avg" or "max": how a cell is pooled
     align_corners  of both interpolations: the pyramid's to the features, and the logits' to the image. Losses on small
@@ -52,12 +53,15 @@ class PSPNet(Network):
     Defaults are the authors'. Others are what other libraries' weights were trained with.
     """
 
+    family = "pspnet"
+
     def __init__(
         self,
         blocks,
         *,
         num_classes=21,
         aux_loss=True,
+        output_stride=8,
         bins=(1, 2, 3, 6),
         mode="avg",
         align_corners=True,
@@ -68,11 +72,13 @@ class PSPNet(Network):
         self.num_classes, self.align_corners = num_classes, align_corners
         self.layer0 = stem_of(stem)
         four = self.layer1, self.layer2, self.layer3, self.layer4 = stages(stem[-1], blocks)
-        dilate(four, contracted=contracted)
+        dilate(four, output_stride, contracted)
         initialise(self)
         self.ppm = PyramidPriors(OUT_CHANNELS, bins, mode=mode)
         self.cls = PyramidHead(OUT_CHANNELS + self.ppm.prior_channels, num_classes, align_corners)
         self.aux = FCNHead(AUX_CHANNELS, num_classes, nn.Dropout2d) if aux_loss else None
+        self.form = {"output_stride": output_stride, "bins": tuple(bins), "mode": mode, "align_corners": align_corners}
+        self.form |= {"contracted": contracted}
 
     def heads(self, x, aux):
         features = self.layer3(self.layer2(self.layer1(self.layer0(x))))

@@ -1,16 +1,19 @@
 """What the names and shapes in a file of weights tell: whose network it is, of which depth, stem, classes and heads."""
 
-import math
 import re
 from typing import NamedTuple
 
-from fastseg.models.checkpoints import COUNTER, shortened, unwrapped
+from fastseg.models.checkpoints import COUNTER, factory_arguments, inner, shortened, unwrapped
+from fastseg.models.configuration import EPS, configuration
 from fastseg.models.preprocess import Preprocess
 from fastseg.models.resnet import BLOCKS
-from fastseg.models.sources import LIBRARIES, SKIP_FCN, SOURCES, modules
+from fastseg.models.segmenter import FORM
+from fastseg.models.sources import LIBRARIES, MMSEG, SKIP_FCN, SOURCES, modules
 
 OWN = "fastseg"
-UNSAID = {"output_stride": 8, "multi_grid": None, "head_dilation": 1}  # of networks that have no such keyword
+# Of networks that have no such keyword.
+UNSAID = {"output_stride": 8, "contracted": True, "multi_grid": None, "stride_first": False, "head_dilation": 1}
+UNSAID |= {"bins": (1, 2, 3, 6), "eps": EPS}
 
 
 class Found(NamedTuple):
@@ -23,7 +26,7 @@ class Found(NamedTuple):
     blocks       of its ResNet's stages, or None
     structure    keywords that names and shapes tell: stem, num_classes, aux_loss
     forms        keywords that they do not tell, one of these dicts; () if the network may be of any form
-    must_say     whether the caller must decide between forms
+    hint         keywords that decide between forms if nothing else does
     modules      {our name of a module: the file's} where they differ
     preprocess   of images, or None if it is the network's own
     """
@@ -34,7 +37,7 @@ class Found(NamedTuple):
     blocks: tuple | None = None
     structure: dict = {}
     forms: tuple = ()
-    must_say: bool = False
+    hint: dict = {}
     modules: dict = {}
     preprocess: Preprocess | None = None
 
@@ -52,8 +55,13 @@ def recognise(content, library="auto", own_names=lambda tensors: ()):
     tensors = {name: tensor for name, tensor in unwrapped(content).items() if not name.endswith(COUNTER)}
     if OWN in content:  # `fastseg convert` wrote it
         return _noted(content[OWN], tensors)
-    if library in (OWN, SKIP_FCN) or (library == "auto" and "score_fr.weight" in tensors):
-        return Found(OWN if library == OWN else SKIP_FCN, tensors)
+    family, form = _trained_here(content)
+    if family and library == "auto":
+        return _own(family, form, tensors)
+    if library == OWN:
+        return Found(OWN, tensors, structure=form)
+    if library == SKIP_FCN or (library == "auto" and "score_fr.weight" in tensors):
+        return Found(SKIP_FCN, tensors)
     source, known, present = _likeliest(tensors, library)
     if library == "auto" and known < present and set(own_names(tensors)) == tensors.keys():
         return Found(OWN, tensors)
@@ -64,7 +72,7 @@ def recognise(content, library="auto", own_names=lambda tensors: ()):
     if source.why_not:
         which = f"a {source.family} of {source.library}"
         raise ValueError(f"load_checkpoint: {which} is not supported, as {source.why_not}")
-    return _found(source, tensors, _configuration(content))
+    return _found(source, tensors, configuration(content) if source.library == MMSEG else {})
 
 
 def _noted(note, tensors):
@@ -77,6 +85,24 @@ def _noted(note, tensors):
         raise ValueError(f"load_checkpoint: under {OWN!r} there must be {wanted}, got {note!r}") from error
 
 
+def _trained_here(content):
+    """(family, keywords) that a state dict of one of our networks says of it; or (None, {})."""
+    metadata = getattr(inner(content), "_metadata", {})
+    form = next((dict(of_module[FORM]) for of_module in metadata.values() if FORM in of_module), {})
+    return form.pop("family", None), form
+
+
+def _own(family, form, tensors):
+    names = next(source.ours for source in SOURCES if source.family == family)
+    blocks = structure_of(tensors, modules(names))["blocks"]
+    return Found(OWN, tensors, _network_of(family, blocks), blocks, factory_arguments(tensors), (form,))
+
+
+def _network_of(family, blocks):
+    depths = {blocks: depth for depth, blocks in BLOCKS.items()}
+    return f"{family}_resnet{depths[blocks]}" if blocks in depths else family
+
+
 def _likeliest(tensors, library):
     """The source that knows most of the modules, how many, and of how many."""
     present = {name.rpartition(".")[0] for name in tensors}
@@ -85,27 +111,29 @@ def _likeliest(tensors, library):
     return sources[known.index(max(known))], max(known), len(present)
 
 
-def _found(source, tensors, configuration):
+def _found(source, tensors, said):
+    """said: keywords that decide between the source's forms, and may make another one; or nothing."""
     theirs, ours = modules(source.names), modules(source.ours)
     present = {name.rpartition(".")[0] for name in tensors}
     shared = sorted(theirs.keys() & ours.keys(), key=lambda unit: theirs[unit] in present)  # of two stems the one there
-    forms = tuple(form for form in source.forms if agrees(form, configuration))
-    if not forms:
-        which = f"{source.family} here of {in_words(configuration)}, as the file's configuration says"
-        raise ValueError(f"load_checkpoint: there is no {which}")
+    forms = source.forms
+    if said:
+        other = {key: value for key, value in said.items() if key not in forms[0] and UNSAID.get(key, value) != value}
+        if other:
+            which = f"{source.family} here of {in_words(other)}, as the file's configuration says"
+            raise ValueError(f"load_checkpoint: there is no {which}")
+        forms = ({key: said.get(key, value) for key, value in forms[0].items()},)
     structure = structure_of(tensors, theirs)
     blocks = structure.pop("blocks")
-    depths = {blocks: depth for depth, blocks in BLOCKS.items()}
     return Found(
         source.library,
         tensors,
-        f"{source.family}_resnet{depths[blocks]}" if blocks in depths else source.family,
+        _network_of(source.family, blocks),
         blocks,
         structure,
         forms,
-        source.must_say,
-        {ours[unit]: theirs[unit] for unit in shared},
-        source.preprocess,
+        modules={ours[unit]: theirs[unit] for unit in shared},
+        preprocess=source.preprocess,
     )
 
 
@@ -129,34 +157,12 @@ def structure_of(tensors, names):
 def agrees(form, keywords):
     """Whether a form has these keywords, as far as it has a say in them."""
     said = {**UNSAID, **form}
-    return all(said[key] == value for key, value in keywords.items() if key in said)
+    return all(_as_tuple(said[key]) == _as_tuple(value) for key, value in keywords.items() if key in said)
+
+
+def _as_tuple(value):
+    return tuple(value) if isinstance(value, list) else value
 
 
 def in_words(keywords):
     return ", ".join(f"{key}={value!r}" for key, value in keywords.items())
-
-
-def _configuration(content):
-    """What the configuration that mmsegmentation stores beside its weights says, as keywords; empty without one."""
-    meta = content.get("meta")
-    text = (meta.get("cfg") or meta.get("config")) if isinstance(meta, dict) else None
-    text = re.sub(r"\s", "", text) if isinstance(text, str) else ""
-    strides = _numbers("strides", text)
-    if strides is None:
-        return {}
-    head = re.search(r"\bdecode_head=dict\((.*?)\bnum_classes", text)
-    head = head[1] if head else ""
-    dilation, rates = re.search(r"\bdilation=(\d+)", head), _numbers("dilations", head)
-    said = {
-        "output_stride": 4 * math.prod(strides),
-        "align_corners": "align_corners=True" in text,
-        "head_dilation": int(dilation[1]) if dilation else 1,
-        "multi_grid": _numbers("multi_grid", text),
-    }
-    return said if rates is None else {**said, "rates": rates[1:]}  # after that of the 1x1 convolution
-
-
-def _numbers(key, text):
-    """The value of key=(1, 2, ...) in a text without spaces, or None."""
-    match = re.search(rf"\b{key}=[([]([\d,]*)[])]", text)
-    return tuple(int(number) for number in match[1].split(",") if number) if match else None

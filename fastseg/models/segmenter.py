@@ -10,6 +10,8 @@ from fastseg.models.preprocess import IMAGENET
 from fastseg.ops import upsample_argmax, upsample_bilinear
 from fastseg.ops.recording import is_recording
 
+FORM = "fastseg"  # in the metadata of a state dict
+
 
 def upsampled(logits, size, align_corners):
     """Logits (N, C, h, w) -> (N, C, H, W), bilinearly."""
@@ -18,19 +20,32 @@ def upsampled(logits, size, align_corners):
     return upsample_bilinear(logits, size, align_corners)
 
 
+def _with_form(model, state_dict, prefix, local_metadata):
+    """Beside what PyTorch notes of each module in a state dict, which torch.save keeps: names and weights stay."""
+    if model.family is not None:
+        local_metadata[FORM] = {"family": model.family, **model.form}
+
+
 class Network(nn.Module):
     """A segmentation network, whose logits come at the resolution of its features. A subclass has
 
     heads(x, aux)  images (N, 3, H, W) -> OrderedDict of logits (N, C, h, w): "out"; "aux" if it has such a head and aux
     num_classes    C
     align_corners  of the interpolation to the image's size
+    family, form   a name in fastseg.models.sources, and the keywords that the names and shapes of its weights do not
+                   tell, for state dicts to say what these were trained in; or None
 
     Train with `model(x, upsample=False)` and fastseg.nn.UpsampleCrossEntropyLoss, label with `model.eval().predict(x)`:
     neither builds the logits at full size. `model(x)` does, for any other loss.
     """
 
     align_corners = False
+    family = form = None
     preprocess = IMAGENET  # makes such images of RGB, as published weights want them
+
+    def __init__(self):
+        super().__init__()
+        self.register_state_dict_post_hook(_with_form)
 
     def forward(self, x, upsample=True):
         """Images (N, 3, H, W) -> OrderedDict of logits (N, C, H, W): "out"; "aux" with an auxiliary head.

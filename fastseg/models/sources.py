@@ -124,8 +124,7 @@ class Source(NamedTuple):
     family       of our networks: "fcn", "pspnet", "deeplabv3"
     names        {unit: the library's name}
     ours         {unit: our name}
-    forms        keywords of our network, each form a dict; the first is what the library itself builds by default
-    must_say     whether the weights of several forms are about, so that it must be said which
+    forms        keywords of our network, each form a dict, all of which are about: if several, it must be said which
     preprocess   of images
     why_not      why our networks cannot compute what it computes, or None
     """
@@ -135,7 +134,6 @@ class Source(NamedTuple):
     names: dict
     ours: dict
     forms: tuple = ({},)
-    must_say: bool = False
     preprocess: Preprocess = IMAGENET
     why_not: str | None = None
 
@@ -147,53 +145,44 @@ def _deeplab(**keywords):
     return plain | keywords
 
 
-_MMSEG_16 = {"output_stride": 16, "rates": (6, 12, 18), "multi_grid": (1, 2, 4), "absolute_grid": True}
+def _with_corners(*forms):
+    """Each with both: align_corners is True in configurations for crops of 8 n + 1, such as 769."""
+    return tuple({**form, "align_corners": corners} for form in forms for corners in (False, True))
+
+
+MMSEG = "mmsegmentation"
+_MMSEG_FCNS = tuple(
+    {"head": "mmseg", "output_stride": stride, "head_dilation": dilation} for stride, dilation in ((8, 1), (16, 6))
+)
+_MMSEG_PSPNETS = tuple({"output_stride": stride, "contracted": True, "bins": (1, 2, 3, 6)} for stride in (8, 16, 32))
+_MMSEG_DEEPLABS = tuple(
+    _deeplab(head="mmseg", output_stride=stride, rates=rates, multi_grid=grid, absolute_grid=True)
+    for stride, rates, grid in ((8, (12, 24, 36), None), (16, (6, 12, 18), (1, 2, 4)))
+)
 _KAZUTO_FORM = {"head": "paper", "contracted": False, "stride_first": True, "ceil_mode": True}
 _VAINF_16 = {"output_stride": 16, "rates": (6, 12, 18)}
-_CORNERS = {"align_corners": True}
 
 SOURCES = (
     Source("torchvision", "fcn", _without_deep_stem(_FCN), _FCN, ({"head": "torchvision", "align_corners": False},)),
     Source("torchvision", "deeplabv3", _without_deep_stem(_DEEPLAB), _DEEPLAB, (_deeplab(),)),
     Source("semseg", "pspnet", _PSPNET, _PSPNET, ({"contracted": False, "align_corners": True},)),
-    Source(
-        "mmsegmentation",
-        "fcn",
-        _MMSEG_FCN,
-        _DEEP_FCN,
-        ({"head": "mmseg", "align_corners": False}, {"head": "mmseg", "align_corners": True}),
-        must_say=True,
-    ),
-    Source(
-        "mmsegmentation",
-        "pspnet",
-        _MMSEG_PSPNET,
-        _PSPNET,
-        ({"contracted": True, "align_corners": False}, {"contracted": True, "align_corners": True}),
-        must_say=True,
-    ),
-    Source(
-        "mmsegmentation",
-        "deeplabv3",
-        _MMSEG_DEEPLAB,
-        _WIDE,
-        (_deeplab(head="mmseg"), _deeplab(head="mmseg", **_CORNERS), _deeplab(head="mmseg", **_MMSEG_16)),
-        must_say=True,
-    ),
+    Source(MMSEG, "fcn", _MMSEG_FCN, _DEEP_FCN, _with_corners(*_MMSEG_FCNS)),
+    Source(MMSEG, "pspnet", _MMSEG_PSPNET, _PSPNET, _with_corners(*_MMSEG_PSPNETS)),
+    Source(MMSEG, "deeplabv3", _MMSEG_DEEPLAB, _WIDE, _with_corners(*_MMSEG_DEEPLABS)),
     Source(
         "segmentation_models_pytorch",
         "deeplabv3",
         _SMP_DEEPLAB,
         _DEEPLAB,
-        (_deeplab(contracted=False, **_CORNERS), _deeplab(contracted=False, output_stride=16, **_CORNERS)),
+        tuple(_deeplab(contracted=False, output_stride=stride, align_corners=True) for stride in (8, 16)),
     ),
     Source(
         "segmentation_models_pytorch",
         "pspnet",
         _SMP_PSPNET,
         _PSPNET,
-        why_not="its features come from two stages only, its pyramid is reduced by a 1x1 convolution and its classes "
-        "come from a 3x3 one, all unlike the paper's and all other libraries'",
+        why_not="its features come from two stages only, its coarsest level has no BatchNorm, its pyramid is reduced "
+        "by a 1x1 convolution and its classes come from a 3x3 one: keep that network, and fastseg.patch it",
     ),
     Source("vainf", "deeplabv3", _VAINF, _DEEPLAB, (_deeplab(**_VAINF_16), _deeplab())),
     Source(
@@ -206,12 +195,11 @@ SOURCES = (
             for stride, rates in ((16, (6, 12, 18)), (8, (6, 12, 18)), (8, (12, 24, 36)))
             for grid in ((1, 2, 4), (1, 1, 1))
         ),
-        must_say=True,
         preprocess=CAFFE,
     ),
     Source("pytorchcv", "fcn", _PYTORCHCV_FCN, _FCN, ({"head": "torchvision", "align_corners": True},)),
     Source("pytorchcv", "pspnet", _PYTORCHCV_PSPNET, _PSPNET, ({"contracted": True, "align_corners": True},)),
-    Source("pytorchcv", "deeplabv3", _PYTORCHCV_DEEPLAB, _DEEPLAB, (_deeplab(**_CORNERS),)),
+    Source("pytorchcv", "deeplabv3", _PYTORCHCV_DEEPLAB, _DEEPLAB, (_deeplab(align_corners=True),)),
 )
 SKIP_FCN = "caffe"  # the library of SkipFCNs: their names are ours
 LIBRARIES = tuple(dict.fromkeys(source.library for source in SOURCES)) + (SKIP_FCN,)

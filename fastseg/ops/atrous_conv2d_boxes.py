@@ -10,6 +10,7 @@ import functools
 import torch
 
 from fastseg.ops.atrous_conv2d_plan import TILE, executed_work, input_of, regions, tiles
+from fastseg.ops.kept import kept
 
 # Pixel (n, y, x) of a box is output  image + n, top + y, left + x  if below the batch, `bottom` and `right`. Tap (i, j)
 # of the box reads input  input_y + y + i dilation_y, input_x + x + j dilation_x  and has its weights [c, o] from row
@@ -33,7 +34,7 @@ BOX_FIELDS = (
 )
 
 
-@functools.lru_cache(maxsize=128)
+@kept(maxsize=128)
 def box_table(batch, channels, branches, block, box, device):
     """(boxes, 15) int32 on a device, in the order of BOX_FIELDS, those with most taps first; the rest as in tile_table.
 

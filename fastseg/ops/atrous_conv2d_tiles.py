@@ -5,11 +5,10 @@ along the channels. Kernels know neither taps nor branches but by what a row say
 branch [ky, kx, c, o], dense, one branch after another.
 """
 
-import functools
-
 import torch
 
 from fastseg.ops.atrous_conv2d_plan import TILE, axes, branches, input_of, outputs_of, regions, tiles, turned
+from fastseg.ops.kept import kept
 from fastseg.ops.layout import in_format
 
 # A tile: TILE pixels of one region, and a block of one branch's outputs. Pixel i of the tile is number first + i of the
@@ -38,7 +37,7 @@ TILE_FIELDS = (
 PART_FIELDS = ("first", "stop", "top", "left", "height", "width", "input_y", "input_x", "tap", "part")
 
 
-@functools.lru_cache(maxsize=128)
+@kept(maxsize=128)
 def tile_table(batch, channels, branches, block, device):
     """(tiles, 16) int32 on a device, in the order of TILE_FIELDS, for branches ((rows, columns, outputs), ...), the
     first two as in atrous_conv2d_plan.py; `block` outputs per tile. A CUDA graph can only be captured after a
@@ -77,7 +76,7 @@ def tile_table(batch, channels, branches, block, device):
     return torch.cat([table for _, table in found] or [torch.empty(0, len(TILE_FIELDS), dtype=torch.int32)]).to(device)
 
 
-@functools.lru_cache(maxsize=128)
+@kept(maxsize=128)
 def part_table(batch, rows, columns, parts, depth, device):
     """(taps parts, 10) int32 on a device, in the order of PART_FIELDS: each tap's pixels, in so many parts.
 

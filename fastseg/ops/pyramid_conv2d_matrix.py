@@ -1,9 +1,8 @@
 """The matrix of bilinear interpolation that a convolution's taps read."""
 
-import functools
-
 import torch
 
+from fastseg.ops.kept import kept
 from fastseg.ops.pyramid_pool import pairs
 
 MOST_MATRICES = 8  # of 6.5 MB each for PSPNet at 473 x 473
@@ -47,16 +46,12 @@ def _taps(place, cells, pixels, taps, padding, align_corners):
 
 def cached_matrix(bins, size, kernel, padding, align_corners, dtype, device):
     """interpolation_matrix, from a few that are kept."""
-    stream = None
-    if device.type == "cuda":
-        if torch.cuda.is_current_stream_capturing():  # it would hold nothing until the graph is replayed
-            return interpolation_matrix(bins, size, kernel, padding, align_corners, dtype, device)
-        stream = torch.cuda.current_stream(device).cuda_stream  # another stream could read it before it is written
-    how = (tuple(part) for part in (bins, size, kernel, padding))
-    return _kept(*how, align_corners, dtype, device, stream)
-
-
-@functools.lru_cache(maxsize=MOST_MATRICES)
-def _kept(bins, size, kernel, padding, align_corners, dtype, device, stream):
-    with torch.inference_mode(False), torch.no_grad():
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():  # which may not wait for a copy
         return interpolation_matrix(bins, size, kernel, padding, align_corners, dtype, device)
+    how = (tuple(part) for part in (bins, size, kernel, padding))
+    return _kept(*how, align_corners, dtype, device)
+
+
+@kept(maxsize=MOST_MATRICES)
+def _kept(bins, size, kernel, padding, align_corners, dtype, device):
+    return interpolation_matrix(bins, size, kernel, padding, align_corners, dtype, "cpu").to(device)

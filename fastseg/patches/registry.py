@@ -206,8 +206,13 @@ def _wants_stock(x, *others):
     return is_recording(x) or not x.is_floating_point() or _is_transformed()
 
 
+# Nothing public tells whether a transform is under way: torch.func.debug_unwrap knows only of one tensor, and it may be
+# any parameter that is transformed. A PyTorch without these names runs on, with ours for the transforms that they have.
+_functorch_level = getattr(getattr(torch._C, "_functorch", None), "maybe_current_level", lambda: None)
+
+
 def _is_transformed():
     """Ours have no forward-mode derivative, and under vmap some have no rule and others a slow one."""
     if torch.compiler.is_compiling():
         return False
-    return torch.autograd.forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None
+    return getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0 or _functorch_level() is not None
