@@ -1,8 +1,10 @@
 """A small DeepLabV3 of torchvision's classes, and how outputs are compared."""
 
 import copy
+import importlib.util
 from collections import OrderedDict
 
+import pytest
 import torch
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
@@ -52,3 +54,9 @@ def logits_and_gradients(model, x, dtype):
     output = model(x.to(dtype))
     sum(logits.square().mean() for logits in output.values()).backward()
     return {**output, **{name: parameter.grad for name, parameter in model.named_parameters()}}
+
+
+needs_onnx = pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
+    reason="needs onnx, onnxscript and onnxruntime",
+)

@@ -279,7 +279,11 @@ def test_register(monkeypatch):
     fastseg.patch(model)
     assert [row.patched for row in fastseg.report(model)] == [True, False]
     assert fastseg.report(model)[1].note == "factor 3"
-    assert model(torch.ones(1)) == 6
+    x = torch.ones(3)
+    assert model(x).tolist() == [6] * 3
+    program = torch.export.export(model[0], (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},))  # as of its own forward
+    assert program.module()(torch.ones(5)).tolist() == [2] * 5
+    assert torch.fx.symbolic_trace(model[0])(x).tolist() == [2] * 3
     with pytest.raises(TypeError, match="fused"):
         fastseg.register("package.Class")(object)
     with pytest.raises(TypeError, match="qualified names"):

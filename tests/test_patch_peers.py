@@ -4,12 +4,13 @@ import copy
 import functools
 import sys
 import types
+import warnings
 
 import pytest
 import semseg_model
 import torch
 import torch.nn.functional as F
-from small_deeplabv3 import network, trained_a_little
+from small_deeplabv3 import needs_onnx, network, trained_a_little
 from torch import nn
 from torchvision.models import segmentation
 
@@ -208,6 +209,54 @@ def test_semseg_training(zoom_factor):
     ours, *got = fastseg.patch(model)(x, y)
     assert torch.equal(ours, labels) and ours.dtype == labels.dtype
     torch.testing.assert_close(got, losses, rtol=1e-10, atol=0)
+
+
+def dynamic():
+    return ({2: torch.export.Dim.AUTO, 3: torch.export.Dim.AUTO},)
+
+
+# What the libraries' own models pass.
+EXPORTS = {
+    "torch.export": lambda model, x: torch.export.export(model, (x,), dynamic_shapes=dynamic()).module(),
+    "script": lambda model, x: torch.jit.script(model),
+    "fx": lambda model, x: torch.fx.symbolic_trace(model),
+}
+PASSED = [
+    ("semseg", "torch.export"),
+    ("mmseg ASPPHead", "torch.export"),
+    ("transformers UperNet", "torch.export"),
+    *((name, exporter) for name in ("smp PSPNet", "smp DeepLabV3") for exporter in ("torch.export", "script")),
+    ("vainf", "torch.export"),
+    ("vainf", "fx"),
+]
+
+
+@pytest.mark.parametrize("name, exporter", PASSED)
+@torch.no_grad()
+def test_exports(name, exporter):
+    model, x = fresh(name)
+    more = F.interpolate(x, [side + 32 for side in x.shape[2:]])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that exporters are old
+        EXPORTS[exporter](model, x)
+        run = EXPORTS[exporter](fastseg.patch(copy.deepcopy(model)), x)
+    for images in (x,) if name == "semseg" else (x, more):  # whose own code makes a graph of one size
+        output, expected = run(images), model(images)
+        expected, output = (getattr(each, "logits", each) for each in (expected, output))
+        assert largest_error(output, expected) <= 1e-5
+
+
+@needs_onnx
+@pytest.mark.parametrize("name", ["smp PSPNet", "mmseg ASPPHead"])
+@torch.no_grad()
+def test_onnx(name, tmp_path):
+    import onnxruntime
+
+    model, x = fresh(name)
+    path, expected = tmp_path / "model.onnx", model(x)
+    torch.onnx.export(fastseg.patch(model), (x,), path, input_names=["x"], dynamo=True)
+    got = onnxruntime.InferenceSession(path).run(None, {"x": x.numpy()})
+    assert largest_error([torch.from_numpy(y) for y in got], expected) <= 1e-5
 
 
 def full_size(output, x, align_corners):

@@ -1,7 +1,6 @@
 """What a model must not lose when it is patched: copies, compilers, exporters, wrappers, other dtypes and formats."""
 
 import copy
-import importlib.util
 import io
 import os
 import pickle
@@ -11,7 +10,7 @@ import warnings
 
 import pytest
 import torch
-from small_deeplabv3 import SIZE, check_same, logits_and_gradients, network
+from small_deeplabv3 import SIZE, check_same, logits_and_gradients, needs_onnx, network
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -122,12 +121,6 @@ def test_export(model, images, stock, dynamic):
     if dynamic:
         x = torch.randn(2, 3, 64, 56)
         check_same(program.module()(x), network()(x))
-
-
-needs_onnx = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("onnx", "onnxscript", "onnxruntime")),
-    reason="needs onnx, onnxscript and onnxruntime",
-)
 
 
 @needs_onnx

@@ -161,8 +161,20 @@ def fast_class(kind):
     if method != "forward":
         content["forward"] = kind.forward
         content[method] = Patch.fastseg_call
+    elif getattr(patch, "forward", Patch.forward) is Patch.forward:
+        content["forward"] = _with_signature_of(kind.forward)
     base = getattr(patch, "base", None) or kind
     return types.new_class(kind.__name__, (*mixins, base), {}, lambda names: names.update(content))
+
+
+def _with_signature_of(function):
+    """Patch.forward, as torch.export and torch.fx see it: dynamic shapes are given by a forward's arguments."""
+
+    @functools.wraps(function)
+    def forward(self, *arguments, **keywords):
+        return self.fastseg_call(*arguments, **keywords)
+
+    return forward
 
 
 def _renamed(function, name):

@@ -3,7 +3,7 @@
 from collections import OrderedDict
 
 from fastseg.models.segmenter import upsampled
-from fastseg.patches.registry import low_logits, register
+from fastseg.patches.registry import TensorPatch, low_logits, register
 
 MODEL = "network._deeplab.DeepLabV3"  # DeepLabv3+ as well: the head differs
 
@@ -14,7 +14,7 @@ def logits(model, x, aux):
 
 
 @register(MODEL)
-class SegmentationModel:
+class SegmentationModel(TensorPatch):
     """Logits are interpolated by us."""
 
     ops = ("upsample_bilinear",)
