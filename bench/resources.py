@@ -113,18 +113,20 @@ def of_cuda():
     return [row | {"launch": ""} for row in read(info["extension"])] if info["archs"] else []
 
 
-def of_triton(archs=TRITON_ARCHS):
+def _run(command, env):
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+def of_triton(archs=TRITON_ARCHS, run=_run):
     """Rows of every Triton kernel in every launch. A process per architecture: an interpreting one cannot compile."""
     with ThreadPoolExecutor() as pool:
-        return [row for rows in pool.map(_compile_elsewhere, archs) for row in rows]
+        return [row for rows in pool.map(lambda arch: _compile_elsewhere(arch, run), archs) for row in rows]
 
 
-def _compile_elsewhere(arch):
+def _compile_elsewhere(arch, run):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     environment.pop("TRITON_INTERPRET", None)
-    done = subprocess.run(
-        [sys.executable, "-m", "fastseg.bench.resources", str(arch)], env=environment, capture_output=True, text=True
-    )
+    done = run([sys.executable, "-m", "fastseg.bench.resources", str(arch)], env=environment)
     if done.returncode != 0:
         raise RuntimeError(f"fastseg: a Triton kernel does not compile for sm_{arch}:\n{done.stderr}")
     return json.loads(done.stdout.splitlines()[-1])

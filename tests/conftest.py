@@ -2,6 +2,7 @@
 
 import os
 
+import ahead
 import pytest
 import torch
 
@@ -22,6 +23,17 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+    items.sort(key=lambda item: bool(ahead.jobs(item)))
+
+
+def pytest_collection_finish(session):
+    if not session.config.option.collectonly:
+        for item in session.items:
+            ahead.begin(ahead.jobs(item))
+
+
+def pytest_sessionfinish():
+    ahead.end()
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import ahead
 import pytest
 
 import fastseg
@@ -87,11 +88,26 @@ def cuda():
     return resources.of_cuda()
 
 
+def of_triton(arch):
+    return resources.of_triton((arch,), run=ahead.run)
+
+
+class Triton(ahead.Needed):
+    def jobs(self, item):
+        """Its kernels for each architecture, if the test asks for them: itself or as the `rows` it is given."""
+        asked = "triton" in (*item.fixturenames, *ahead.parameters(item).values())
+        able = resources.cuobjdump() and importlib.util.find_spec("triton")
+        return [(of_triton, arch) for arch in resources.TRITON_ARCHS] if asked and able else []
+
+
+triton_kernels = Triton()
+
+
 @pytest.fixture(scope="module")
 def triton():
     if importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed")
-    return resources.of_triton()
+    return [row for arch in resources.TRITON_ARCHS for row in ahead.call(of_triton, arch)]
 
 
 @pytest.fixture(params=["cuda", "triton"])

@@ -15,9 +15,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
+import ahead
 import pytest
 import torch
 
@@ -51,7 +51,7 @@ def each_schedule(test):
     return needed(pytest.mark.parametrize("schedule", SCHEDULES, ids=str)(test))
 
 
-class Kernel:
+class Kernel(ahead.Needed):
     """The functions of drivers/<name>.cpp."""
 
     def __init__(self, name):
@@ -60,7 +60,8 @@ class Kernel:
     def __call__(self, function, *arguments, schedule):
         """Calls a function of the driver on dense CPU tensors, numbers and strings; tensors may be written to."""
         given = [_dense(a) if isinstance(a, torch.Tensor) else a for a in arguments]
-        job = (str(self.library(schedule.build)), function, schedule.seed, given)
+        library = ahead.call(build.library, self.name, schedule.build)
+        job = (str(library), function, schedule.seed, given)
         error, left = _call_apart(job) if schedule.build == "memory" else call(*job)
         if error:
             raise KernelError(error)
@@ -68,13 +69,12 @@ class Kernel:
             if after:
                 tensor.view(-1).view(torch.uint8).copy_(torch.frombuffer(bytearray(after), dtype=torch.uint8))
 
-    def library(self, wanted):
-        """The library of one build; the others are compiled at the same time, for the calls that follow."""
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            libraries = dict(
-                zip(build.BUILDS, pool.map(lambda b: build.library(self.name, b), build.BUILDS), strict=True)
-            )
-        return libraries[wanted]
+    def jobs(self, item):
+        """The library of the test's schedule, or all where it names none."""
+        if build.why_not():
+            return []
+        schedule = ahead.parameters(item).get("schedule")
+        return [(build.library, self.name, each) for each in ([schedule.build] if schedule else build.BUILDS)]
 
 
 def _dense(tensor):

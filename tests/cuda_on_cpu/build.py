@@ -10,6 +10,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+import ahead
+
 HERE = Path(__file__).parent
 CSRC = Path(os.environ.get("FASTSEG_CUDA_ON_CPU_CSRC", HERE.parent.parent / "csrc"))  # delete_barriers.py sets it
 FLAGS = ["-std=c++17", "-O1", "-g1", "-fPIC", "-Wall", "-Wextra"]
@@ -107,6 +109,6 @@ def library(driver, build):
 
 
 def run(command):
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = ahead.run(command)
     if done.returncode:
         raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr}")
