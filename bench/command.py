@@ -35,6 +35,8 @@ def configure(parser):
 def run(arguments):
     _require("rich", *(["matplotlib"] if arguments.plot else []))
     if arguments.compare:
+        if arguments.op or arguments.quick or arguments.json or arguments.plot:
+            raise CommandError("bench: --compare measures nothing: it goes with no OP, --quick, --json or --plot")
         return _compare(*arguments.compare)
     device = _device(arguments.device)
     dtype = DTYPES[arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32")]

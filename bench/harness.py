@@ -127,7 +127,8 @@ def _case(name, given, which, effort, ceilings, peaks, tell):
     if not skipped:
         measured |= measure(given, which, effort, ceilings, lambda what: tell(f"{name}, {case}: {what}"))
     for provider in measured["providers"]:
-        provider.setdefault("peak_bytes", peaks.get((case, provider["provider"], provider["layout"])))
+        peak = peaks.get((case, provider["provider"], provider["layout"])) if provider["status"] == "ok" else None
+        provider.setdefault("peak_bytes", peak)
     return measured | {"seconds": time.perf_counter() - begin}
 
 

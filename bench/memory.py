@@ -12,9 +12,11 @@ less so on very many, as each core counts pages in batches of its own.
 
 import json
 import os
+import queue
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -88,11 +90,20 @@ def _main(dtype, effort):
     """Reads names of benches and prints the peaks of each as one line of JSON."""
     from fastseg.bench import harness
 
-    benches = harness.discover()
-    answers, sys.stdout = sys.stdout, sys.stderr  # what else prints must not be taken for an answer
-    for name in sys.stdin:
-        peaks = _peaks(harness, benches[name.strip()], getattr(torch, dtype), effort == "quick")
+    benches, names = harness.discover(), queue.SimpleQueue()
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what else prints, libraries in C and processes of compilers too, must not be taken for an answer
+    threading.Thread(target=_listen, args=(names,), daemon=True).start()
+    while True:
+        peaks = _peaks(harness, benches[names.get()], getattr(torch, dtype), effort == "quick")
         print(json.dumps(peaks), file=answers, flush=True)
+
+
+def _listen(names):
+    """Ends the process with the one that asks it, were that killed, and not only after the bench at hand."""
+    for name in sys.stdin:
+        names.put(name.strip())
+    os._exit(0)
 
 
 def _peaks(harness, bench, dtype, quick):

@@ -198,6 +198,15 @@ def test_the_training_bench_sees_a_wrong_gradient():
     assert "error" in judge((1.01 * loss, gradients)).wrong
 
 
+def test_the_training_bench_judges_bfloat16():
+    """Its loss is float32 on both sides, and noise is not so large that no gradient at all would do."""
+    given = Given(bench_training, bench_training.Case("fcn_resnet50", 2, 33), CPU, torch.bfloat16)
+    judge = given.judge("training step")
+    loss, gradients = Provider("fastseg", "channels_last", peer=False).prepare(given, "training step")()
+    assert judge((loss, gradients)).wrong is None
+    assert "error" in judge((loss, list(map(torch.zeros_like, gradients)))).wrong
+
+
 def test_a_case_whose_library_is_missing_is_skipped():
     bench = fake_bench(cases=(Case("there"), Case("absent")))
     bench.absent = lambda case: "no such library" if case.name == "absent" else None
@@ -293,6 +302,7 @@ def test_a_bench_that_cannot_run_says_why():
         (["no_such_op"], "no bench named no_such_op; there are: "),
         (["--device", "toaster"], "--device must be cpu, cuda or cuda:<number>, got 'toaster'"),
         (["--json", "no/such/folder/run.json"], "cannot write no/such/folder/run.json"),
+        (["fcn", "--compare", "a.json", "b.json"], "--compare measures nothing"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments, line, capsys):
@@ -380,6 +390,15 @@ def test_one_process_measures_the_memory_of_all_benches(monkeypatch):
         assert apart.peaks("no_such_bench") == {} and first.poll() is not None
         assert apart.peaks("fcn") == {} and apart.process is not first  # no quick case
     assert apart.process.poll() is not None
+
+
+def test_the_process_for_memory_ends_with_the_one_that_started_it():
+    """In the middle of a bench too: nobody is left to read what it finds."""
+    apart = memory.CpuProcess(torch.float32, quick=False)
+    process = apart.process = apart._started()
+    process.stdin.write("networks\n")
+    process.stdin.close()
+    assert process.stdout.read() == "" and process.wait(timeout=60) == 0
 
 
 def test_labels_may_differ_only_by_rounding():
