@@ -10,7 +10,7 @@ from fastseg.bench import libraries
 from fastseg.bench.channels import in_either_format
 from fastseg.bench.values import value_judge
 
-TITLE = "patched: models of other libraries after fastseg.patch (peer: the same without it)"
+TITLE = "patched: models of other libraries after fastseg.patch (peer: the same without it, eager)"
 SLOW_TO_COMPILE = True
 
 

@@ -91,8 +91,8 @@ def run(benches, device, dtype, effort, save=lambda result: None, tell=lambda wh
         torch.cuda.set_device(device)
         torch.backends.cudnn.benchmark = True  # for both layouts: the peer at its best
     tell("measuring the machine")
-    chosen = {name: bench for name, bench in benches.items() if missing(bench) is None}
-    with_flops = any(hasattr(bench, "flops") for bench in chosen.values())
+    skipped = {name: why_skipped(bench, effort.quick, device) for name, bench in benches.items()}
+    with_flops = any(hasattr(bench, "flops") for name, bench in benches.items() if not skipped[name])
     result = {
         "schema": schema.VERSION,
         "complete": False,
@@ -105,10 +105,10 @@ def run(benches, device, dtype, effort, save=lambda result: None, tell=lambda wh
     }
     with memory.CpuProcess(dtype, effort.quick) as apart:
         for name, bench in benches.items():
-            entry = {"name": name, "title": bench.TITLE, "skipped": missing(bench), "cases": []}
+            entry = {"name": name, "title": bench.TITLE, "skipped": skipped[name], "cases": []}
             result["benches"].append(entry)
             save(result)
-            if name not in chosen:
+            if skipped[name]:
                 continue
             tell(f"{name}: memory, in a process of its own")
             peaks = apart.peaks(name) if device.type == "cpu" else {}
@@ -132,6 +132,11 @@ def _case(name, given, which, effort, ceilings, peaks, tell):
     return measured | {"seconds": time.perf_counter() - begin}
 
 
+def why_skipped(bench, quick, device):
+    """Why nothing of a bench is measured, or None."""
+    return missing(bench) or (None if cases_of(bench, quick, device) else f"no {'quick ' if quick else ''}case for it")
+
+
 def missing(bench):
     return bench.missing() if hasattr(bench, "missing") else None
 
@@ -139,7 +144,10 @@ def missing(bench):
 def measure(given, which, effort, ceilings, tell=lambda what: None):
     """One pass of a case: what its calls have to do, and one entry per provider."""
     tell("inputs and their float64 truth")
-    judge = given.judge(which)
+    try:
+        judge = given.judge(which)
+    except Exception as error:  # float64 takes the most memory of all
+        return {"skipped": f"its truth in float64 failed: {_said(error)}"}
     entries, calls = [], {}
     for provider in competitors(given.bench, given.case, which, given.device, effort.quick):
         tell(f"checking {provider.name}, {provider.layout}")
@@ -166,9 +174,12 @@ def _check(provider, given, which, judge):
             call = provider.prepare(given, which)
             verdict = judge(call())
     except Exception as error:  # a provider that cannot run (no compiler, no memory) must not end the others' run
-        reason = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-        return None, {"status": "failed", "reason": reason, "error": None}
+        return None, {"status": "failed", "reason": _said(error), "error": None}
     return call, {"status": "wrong" if verdict.wrong else "ok", "reason": verdict.wrong, "error": verdict.error}
+
+
+def _said(error):
+    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
 
 
 def _samples(calls, entries, clock, effort, tell):

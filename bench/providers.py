@@ -50,7 +50,9 @@ def providers(bench, device, compiles=True):
 
 
 def _backends(bench, device):
+    """What dispatch chooses, as a user gets it; and each backend alone, where there are several."""
     if not hasattr(bench, "OP"):
         return ("",)
     slow = ("reference", "triton") if device == "cpu" else ("reference",)  # Triton on a CPU is its interpreter
-    return [backend for backend in fastseg.backends(bench.OP, device) if backend not in slow] or ("",)
+    found = [backend for backend in fastseg.backends(bench.OP, device) if backend not in slow]
+    return ("", *found) if len(found) > 1 else ("",)

@@ -290,6 +290,34 @@ def test_a_killed_run_keeps_what_was_measured(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_truth_that_cannot_be_had_skips_its_case():
+    def checker(case, inputs):
+        raise RuntimeError("out of memory")
+
+    bench = fake_bench(cases=(Case("first"), Case("second")))
+    bench.checker, right = checker, bench.checker
+    skipped = run(bench)["benches"][0]["cases"]
+    assert [case["skipped"] for case in skipped] == ["its truth in float64 failed: RuntimeError: out of memory"] * 2
+    bench.checker = right
+    assert [case["skipped"] for case in run(bench)["benches"][0]["cases"]] == [None] * 2
+
+
+def test_a_bench_without_a_quick_case_says_so():
+    (bench,) = run(fake_bench(cases=(Case(quick=False),)))["benches"]
+    assert bench["skipped"] == "no quick case for it" and bench["cases"] == []
+
+
+def test_where_there_are_several_backends_the_choice_of_dispatch_comes_first(monkeypatch):
+    bench = fake_bench(OP="upsample_argmax")
+    for found, names in (
+        (["native", "reference"], [""]),
+        (["native", "composed", "reference"], ["", "native", "composed"]),
+    ):
+        monkeypatch.setattr(fastseg, "backends", lambda op, device, found=found: found)
+        ours = [p for p in providers(bench, "cpu", compiles=False) if not p.peer and p.layout == "NCHW"]
+        assert [p.backend or "" for p in ours] == names
+
+
 def test_a_bench_that_cannot_run_says_why():
     result = run(fake_bench(missing=lambda: "no peer here"))
     assert result["complete"] and result["benches"][0]["cases"] == []
