@@ -154,7 +154,8 @@ MMSEG = "mmsegmentation"
 _MMSEG_FCNS = tuple(
     {"head": "mmseg", "output_stride": stride, "head_dilation": dilation} for stride, dilation in ((8, 1), (16, 6))
 )
-_MMSEG_PSPNETS = tuple({"output_stride": stride, "contracted": True, "bins": (1, 2, 3, 6)} for stride in (8, 16, 32))
+# Its PSPNet-D32 has the strides of 32 and the dilations of 8, which no network here has.
+_MMSEG_PSPNETS = tuple({"output_stride": stride, "contracted": True, "bins": (1, 2, 3, 6)} for stride in (8, 16))
 _MMSEG_DEEPLABS = tuple(
     _deeplab(head="mmseg", output_stride=stride, rates=rates, multi_grid=grid, absolute_grid=True)
     for stride, rates, grid in ((8, (12, 24, 36), None), (16, (6, 12, 18), (1, 2, 4)))
