@@ -25,11 +25,11 @@ class Effort:
     seconds: float
     least_rounds: int
     most_rounds: int = 200
-    patience: float = 30
+    patience: float = 20
 
 
 QUICK = Effort(quick=True, seconds=0.7, least_rounds=3)
-FULL = Effort(quick=False, seconds=5, least_rounds=11)
+FULL = Effort(quick=False, seconds=3, least_rounds=9)
 FEWEST_ROUNDS = 3
 RATES = (
     ("gb_per_s", "bytes", 1e9, "copy_gb_per_s"),
