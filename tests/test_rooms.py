@@ -1,5 +1,6 @@
 """One op, one room: every op has its files, and every file belongs to an op."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,19 @@ def test_a_file_belongs_to_an_op(folder):
     stems = {path.stem for path in (ROOT / folder).iterdir() if path.suffix in (".py", ".cpp", ".cu", ".cuh", ".h")}
     parts = {stem for stem in stems for room in ROOMS if stem.startswith(f"{room}_")}
     assert stems - ROOMS - parts - SHARED[folder] == set()
+
+
+def test_the_readme_says_which_kernels_there_are():
+    """As dispatch, and so `fastseg info`, has them."""
+    rows = re.findall(
+        r"^\| \[`(\w+)`\]\(fastseg/ops/\1\.py\).* \| (.*) \| (.*) \| (.*) \|$", (ROOT / "README.md").read_text(), re.M
+    )
+    assert {row[0] for row in rows} == {dispatch.room(op) for op in dispatch.ops()}
+    for op, *said in rows:
+        cpu, triton, cuda = (
+            dispatch.not_written(op, backend, device) is None
+            for backend, device in (("native", "cpu"), ("triton", "cuda"), ("native", "cuda"))
+        )
+        without = "PyTorch's" if dispatch.not_written(op, "composed", "cpu") else "composed"
+        assert said[0] == ("yes" if cpu else without), op
+        assert [cell.startswith("yes") for cell in said[1:]] == [triton, cuda], op
