@@ -1,6 +1,7 @@
-"""Compiling ahead: what tests need compiled is begun as the session starts, on idle cores, and those tests come last.
+"""Compiling ahead: what tests need compiled is begun as the session starts, on idle cores.
 
-A job is (function, *arguments). `conftest.py` asks each test's module for the test's jobs.
+Those tests come last, in a process of their own (beside.py). A job is (function, *arguments); conftest.py asks each
+test's module for the test's jobs.
 """
 
 import contextlib

@@ -3,6 +3,7 @@
 import os
 
 import ahead
+import beside
 import pytest
 import torch
 
@@ -26,10 +27,21 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: bool(ahead.jobs(item)))
 
 
+def pytest_configure(config):
+    beside.take_part(config)
+
+
 def pytest_collection_finish(session):
-    if not session.config.option.collectonly:
-        for item in session.items:
-            ahead.begin(ahead.jobs(item))
+    """What needs compiling runs in a second process, as others use little more than one core; unless it is all there is
+    to run, or somebody watches."""
+    option, compiled = session.config.option, [item for item in session.items if ahead.jobs(item)]
+    if option.collectonly:
+        return
+    if compiled and len(compiled) < len(session.items) and option.capture != "no" and not option.usepdb:
+        beside.start(session.config, compiled)
+        return
+    for item in compiled:
+        ahead.begin(ahead.jobs(item))
 
 
 def pytest_sessionfinish():

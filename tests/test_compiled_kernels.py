@@ -85,22 +85,25 @@ pytestmark = pytest.mark.skipif(resources.cuobjdump() is None, reason="no cuobjd
 def cuda():
     if not fastseg.build_info()["archs"]:
         pytest.skip("built without CUDA")
-    return resources.of_cuda()
+    return ahead.call(resources.of_cuda)
 
 
 def of_triton(arch):
     return resources.of_triton((arch,), run=ahead.run)
 
 
-class Triton(ahead.Needed):
+class MachineCode(ahead.Needed):
     def jobs(self, item):
-        """Its kernels for each architecture, if the test asks for them: itself or as the `rows` it is given."""
-        asked = "triton" in (*item.fixturenames, *ahead.parameters(item).values())
-        able = resources.cuobjdump() and importlib.util.find_spec("triton")
-        return [(of_triton, arch) for arch in resources.TRITON_ARCHS] if asked and able else []
+        """The kernels that the test asks for, as fixtures or as the `rows` it is given."""
+        if resources.cuobjdump() is None:
+            return []
+        asked = {*item.fixturenames, *map(str, ahead.parameters(item).values())}
+        cuda = [(resources.of_cuda,)] if "cuda" in asked else []
+        triton = [(of_triton, arch) for arch in resources.TRITON_ARCHS] if importlib.util.find_spec("triton") else []
+        return cuda + (triton if "triton" in asked else [])
 
 
-triton_kernels = Triton()
+machine_code = MachineCode()
 
 
 @pytest.fixture(scope="module")
