@@ -55,11 +55,11 @@ def recognise(content, library="auto", own_names=lambda tensors: ()):
     tensors = {name: tensor for name, tensor in unwrapped(content).items() if not name.endswith(COUNTER)}
     if OWN in content:  # `fastseg convert` wrote it
         return _noted(content[OWN], tensors)
-    family, form = _trained_here(content)
+    family, form, preprocess = _trained_here(content)
     if family and library == "auto":
-        return _own(family, form, tensors)
+        return _own(family, form, tensors, preprocess)
     if library == OWN:
-        return Found(OWN, tensors, structure=form)
+        return Found(OWN, tensors, structure=form, preprocess=preprocess)
     if library == SKIP_FCN or (library == "auto" and "score_fr.weight" in tensors):
         return Found(SKIP_FCN, tensors)
     source, known, present = _likeliest(tensors, library)
@@ -86,16 +86,21 @@ def _noted(note, tensors):
 
 
 def _trained_here(content):
-    """(family, keywords) that a state dict of one of our networks says of it; or (None, {})."""
-    metadata = getattr(inner(content), "_metadata", {})
+    """(family, keywords, Preprocess) that a state dict of one of our networks says of it; or (None, {}, None)."""
+    metadata = getattr(inner(content), "_metadata", None) or {}
     form = next((dict(of_module[FORM]) for of_module in metadata.values() if FORM in of_module), {})
-    return form.pop("family", None), form
+    family, preprocess = form.pop("family", None), form.pop("preprocess", None)
+    known = sorted({source.family for source in SOURCES})
+    if form and family not in known:
+        raise ValueError(f"load_checkpoint: the state dict's family must be one of {', '.join(known)}, got {family!r}")
+    return family, form, preprocess and Preprocess(*preprocess)
 
 
-def _own(family, form, tensors):
+def _own(family, form, tensors, preprocess):
     names = next(source.ours for source in SOURCES if source.family == family)
     blocks = structure_of(tensors, modules(names))["blocks"]
-    return Found(OWN, tensors, _network_of(family, blocks), blocks, factory_arguments(tensors), (form,))
+    network, structure = _network_of(family, blocks), factory_arguments(tensors)
+    return Found(OWN, tensors, network, blocks, structure, (form,), preprocess=preprocess)
 
 
 def _network_of(family, blocks):
