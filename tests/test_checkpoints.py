@@ -293,6 +293,17 @@ def test_what_is_set_later_is_said_too():
     assert load_checkpoint("fcn_resnet9", model.state_dict()).preprocess == IMAGENET
 
 
+def test_within_another_module():
+    def within(**keywords):
+        return nn.ModuleDict({"net": FCN(SMALL, num_classes=3, **keywords), "more": nn.Conv2d(3, 3, 1)})
+
+    weights = within(output_stride=16)
+    weights.net.preprocess = CAFFE
+    assert load_checkpoint(within(output_stride=16), weights.state_dict()).net.preprocess == CAFFE
+    with pytest.raises(ValueError, match="something else than fastseg's: backbone.*dilation: wanted"):
+        load_checkpoint(within(), nn.DataParallel(weights).state_dict())
+
+
 def test_averaged():
     """By PyTorch, which counts the models beside their weights."""
     averaged = torch.optim.swa_utils.AveragedModel(FCN(SMALL, output_stride=16))
