@@ -282,6 +282,44 @@ def test_the_form_follows_the_output_stride():
     assert numerics(load_checkpoint("deeplabv3_resnet9", cascade.state_dict())) == numerics(cascade)
 
 
+def test_what_is_set_later_is_said_too():
+    """The images that weights were fine-tuned with, and the corners."""
+    model = FCN(SMALL)
+    model.preprocess, model.align_corners = CAFFE, True
+    for source in ("auto", "fastseg"):
+        loaded = load_checkpoint("fcn_resnet9", model.state_dict(), source)
+        assert loaded.preprocess == CAFFE and loaded.align_corners
+    model.preprocess = nn.Identity()
+    assert load_checkpoint("fcn_resnet9", model.state_dict()).preprocess == IMAGENET
+
+
+def test_within_another_module():
+    def within(**keywords):
+        return nn.ModuleDict({"net": FCN(SMALL, num_classes=3, **keywords), "more": nn.Conv2d(3, 3, 1)})
+
+    weights = within(output_stride=16)
+    weights.net.preprocess = CAFFE
+    assert load_checkpoint(within(output_stride=16), weights.state_dict()).net.preprocess == CAFFE
+    with pytest.raises(ValueError, match="something else than fastseg's: backbone.*dilation: wanted"):
+        load_checkpoint(within(), nn.DataParallel(weights).state_dict())
+
+
+def test_averaged():
+    """By PyTorch, which counts the models beside their weights."""
+    averaged = torch.optim.swa_utils.AveragedModel(FCN(SMALL, output_stride=16))
+    loaded = load_checkpoint("fcn_resnet9", averaged.state_dict())
+    assert numerics(loaded) == numerics(averaged.module)
+
+
+def test_metadata_of_others():
+    state_dict = FCN(SMALL).state_dict()
+    state_dict._metadata[""]["fastseg"]["family"] = "unet"
+    with pytest.raises(ValueError, match="family must be one of deeplabv3, fcn, pspnet, got 'unet'"):
+        load_checkpoint("fcn_resnet9", state_dict)
+    state_dict._metadata = None
+    load_checkpoint("fcn_resnet9", state_dict)
+
+
 class TestErrors:
     def test_unsaid(self):
         with pytest.raises(ValueError, match="several forms .* say output_stride=8 or 16, align_corners=False or True"):

@@ -1,5 +1,7 @@
 """Tensors that outlive a call take nothing of it with them."""
 
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -34,3 +36,21 @@ def test_the_thread_and_what_goes_wrong_in_it():
     assert kept(1)(threading.get_ident)() != threading.get_ident()
     with pytest.raises(ZeroDivisionError):
         kept(1)(lambda: 1 / 0)()
+
+
+def test_threads_that_outlive_the_main_one():
+    """As those of a server do, whose script ends with starting them."""
+    script = """
+import subprocess
+import sys
+import threading
+from fastseg.ops.kept import kept
+
+def work():
+    threading.main_thread().join()
+    print(kept(1)(lambda: "made")())
+
+threading.Thread(target=work).start()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "made\n", done.stderr

@@ -10,6 +10,7 @@ import torch
 # Where training scripts keep the weights, and what wrappers of modules put before their names.
 WRAPPERS = ("state_dict", "model", "model_state", "model_state_dict", "params_ema")
 PREFIXES = re.compile(r"((module|_orig_mod|base)\.)*")
+AVERAGED = "n_averaged"  # how many, in a torch.optim.swa_utils.AveragedModel
 COUNTER = ".num_batches_tracked"  # of a BatchNorm's steps
 SHOWN = 3  # names per kind of misfit
 
@@ -36,7 +37,7 @@ def unwrapped(content, path="the state dict"):
     content = inner(content)
     if got := _not_weights(content):
         raise ValueError(f"read_state_dict: {path} must hold names and tensors, got {got}")
-    return {name[PREFIXES.match(name).end() :]: tensor for name, tensor in content.items()}
+    return {name[PREFIXES.match(name).end() :]: tensor for name, tensor in content.items() if name != AVERAGED}
 
 
 def inner(content):

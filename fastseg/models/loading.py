@@ -47,9 +47,9 @@ def load_checkpoint(model_or_name, path_or_state_dict, source="auto", **keywords
     caffe                        at_once, of fcn8s_vgg16
 
     An output stride in the name of a file, such as r50-d8 or os16, is taken where nothing else says it. The networks of
-    torchvision, semseg and pytorchcv have one form each. State dicts of networks here bear their form, as long as
-    they stay what `state_dict` returned; as plain dicts or safetensors they are what their names say: a DeepLabV3 of
-    output stride 16 then needs source="fastseg" and its keywords.
+    torchvision, semseg and pytorchcv have one form each. State dicts of networks here bear their form and `preprocess`,
+    as long as they stay what `state_dict` returned; as plain dicts or safetensors they are what their names say: a
+    DeepLabV3 of output stride 16 then needs source="fastseg" and its keywords.
 
     Returns the model, with the `preprocess` that its weights want. Runs no code that a file may hold. Raises OSError if
     it cannot be opened, and ValueError if it holds no weights, if whose they are is unknown, if some are missing, left
@@ -71,7 +71,7 @@ def load_checkpoint(model_or_name, path_or_state_dict, source="auto", **keywords
         _check_numerics(model, found)
     model.load_state_dict({**counters(model), **weights})
     if found.preprocess is not None:
-        model.preprocess = found.preprocess
+        model.get_submodule(found.path).preprocess = found.preprocess
     return model
 
 
@@ -228,7 +228,8 @@ def _told_apart(forms, keys):
 
 def _check_numerics(model, found):
     """Raises ValueError if the model computes something else than every form that was found."""
-    found_numerics = [differences(model, _reference(found, form)) for form in found.forms]
+    network = model.get_submodule(found.path)
+    found_numerics = [differences(network, _reference(found, form)) for form in found.forms]
     if not found_numerics or not all(found_numerics):
         return
     nearest = min(found_numerics, key=len)

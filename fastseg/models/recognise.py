@@ -3,7 +3,7 @@
 import re
 from typing import NamedTuple
 
-from fastseg.models.checkpoints import COUNTER, factory_arguments, inner, shortened, unwrapped
+from fastseg.models.checkpoints import COUNTER, PREFIXES, factory_arguments, inner, shortened, unwrapped
 from fastseg.models.configuration import EPS, configuration
 from fastseg.models.preprocess import Preprocess
 from fastseg.models.resnet import BLOCKS
@@ -28,6 +28,7 @@ class Found(NamedTuple):
     forms        keywords that they do not tell, one of these dicts; () if the network may be of any form
     hint         keywords that decide between forms if nothing else does
     modules      {our name of a module: the file's} where they differ
+    path         of the network in the module that the weights are of, "" if it is that
     preprocess   of images, or None if it is the network's own
     """
 
@@ -39,6 +40,7 @@ class Found(NamedTuple):
     forms: tuple = ()
     hint: dict = {}
     modules: dict = {}
+    path: str = ""
     preprocess: Preprocess | None = None
 
     def theirs(self, name):
@@ -55,11 +57,11 @@ def recognise(content, library="auto", own_names=lambda tensors: ()):
     tensors = {name: tensor for name, tensor in unwrapped(content).items() if not name.endswith(COUNTER)}
     if OWN in content:  # `fastseg convert` wrote it
         return _noted(content[OWN], tensors)
-    family, form = _trained_here(content)
+    family, form, about = _trained_here(content)
     if family and library == "auto":
-        return _own(family, form, tensors)
+        return _own(family, form, tensors, **about)
     if library == OWN:
-        return Found(OWN, tensors, structure=form)
+        return Found(OWN, tensors, structure=form, **about)
     if library == SKIP_FCN or (library == "auto" and "score_fr.weight" in tensors):
         return Found(SKIP_FCN, tensors)
     source, known, present = _likeliest(tensors, library)
@@ -86,16 +88,26 @@ def _noted(note, tensors):
 
 
 def _trained_here(content):
-    """(family, keywords) that a state dict of one of our networks says of it; or (None, {})."""
-    metadata = getattr(inner(content), "_metadata", {})
-    form = next((dict(of_module[FORM]) for of_module in metadata.values() if FORM in of_module), {})
-    return form.pop("family", None), form
+    """(family, keywords, path and preprocess) that a state dict says of one of our networks; or (None, {}, {})."""
+    metadata = getattr(inner(content), "_metadata", None) or {}
+    path = next((path for path, of_module in metadata.items() if FORM in of_module), None)
+    if path is None:
+        return None, {}, {}
+    form = dict(metadata[path][FORM])
+    family, preprocess = form.pop("family", None), form.pop("preprocess", None)
+    known = sorted({source.family for source in SOURCES})
+    if family not in known:
+        raise ValueError(f"load_checkpoint: the state dict's family must be one of {', '.join(known)}, got {family!r}")
+    path = f"{path}."[PREFIXES.match(f"{path}.").end() : -1]
+    return family, form, {"path": path, "preprocess": preprocess and Preprocess(*preprocess)}
 
 
-def _own(family, form, tensors):
+def _own(family, form, tensors, path, preprocess):
     names = next(source.ours for source in SOURCES if source.family == family)
-    blocks = structure_of(tensors, modules(names))["blocks"]
-    return Found(OWN, tensors, _network_of(family, blocks), blocks, factory_arguments(tensors), (form,))
+    own = {name.removeprefix(f"{path}."): tensor for name, tensor in tensors.items()}
+    blocks = structure_of(own, modules(names))["blocks"]
+    network, structure = _network_of(family, blocks), factory_arguments(own)
+    return Found(OWN, tensors, network, blocks, structure, (form,), path=path, preprocess=preprocess)
 
 
 def _network_of(family, blocks):

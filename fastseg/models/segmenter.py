@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastseg.models.preprocess import IMAGENET
+from fastseg.models.preprocess import IMAGENET, Preprocess
 from fastseg.ops import upsample_argmax, upsample_bilinear
 from fastseg.ops.recording import is_recording
 
@@ -23,7 +23,10 @@ def upsampled(logits, size, align_corners):
 def _with_form(model, state_dict, prefix, local_metadata):
     """Beside what PyTorch notes of each module in a state dict, which torch.save keeps: names and weights stay."""
     if model.family is not None:
-        local_metadata[FORM] = {"family": model.family, **model.form}
+        said = {"family": model.family, **model.form, "align_corners": model.align_corners}  # which may be set later
+        if isinstance(model.preprocess, Preprocess):
+            said["preprocess"] = tuple(model.preprocess)
+        local_metadata[FORM] = said
 
 
 class Network(nn.Module):

@@ -1,7 +1,8 @@
 """Tensors that are kept from one call to the next."""
 
 import functools
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from threading import Thread
 
 
 def kept(maxsize):
@@ -16,9 +17,17 @@ def kept(maxsize):
         @functools.lru_cache(maxsize=maxsize)
         @functools.wraps(function)
         def apart(*arguments):
-            with ThreadPoolExecutor(1) as thread:
-                return thread.submit(function, *arguments).result()
+            outcome = Future()  # of no executor, as these refuse work of threads that outlive the main one
+            Thread(target=_settle, args=(outcome, function, arguments)).start()
+            return outcome.result()
 
         return apart
 
     return decorate
+
+
+def _settle(outcome, function, arguments):
+    try:
+        outcome.set_result(function(*arguments))
+    except BaseException as error:
+        outcome.set_exception(error)
