@@ -209,6 +209,8 @@ REFUSED = {
     "fcn here of stride_first=True": [("'pytorch'", "'caffe'")],
     "fcn here of multi_grid=(1, 2, 4)": [("style=", "multi_grid=(1, 2, 4), style=")],
     "fcn here of eps=0.001": [("style=", "norm_cfg=dict(type='BN', eps=1e-3), style=")],
+    "act_cfg={'type': 'LeakyReLU'}": [("type='Head'", "type='Head', act_cfg=dict(type='LeakyReLU')")],
+    "the file's configuration is damaged": [("style=", "multi_grid=2, style=")],
 }
 
 

@@ -11,13 +11,18 @@ EPS = 1e-5  # PyTorch's, of a BatchNorm
 def configuration(content):
     """Keywords of the network, all that its weights do not tell; empty if a file's content holds no configuration.
 
-    Raises ValueError for strides and dilations that no network here has.
+    Raises ValueError for strides, dilations and activations that no network here has, and for what cannot be read.
     """
     meta = content.get("meta")
     text = (meta.get("cfg") or meta.get("config")) if isinstance(meta, dict) else None
     model = _assigned("model", text) if isinstance(text, str) else None
     parts = [model.get(part) for part in ("backbone", "decode_head")] if isinstance(model, dict) else []
-    return _keywords(*parts, model.get("auxiliary_head")) if parts and all(isinstance(p, dict) for p in parts) else {}
+    if not parts or not all(isinstance(part, dict) for part in parts):
+        return {}
+    try:
+        return _keywords(*parts, model.get("auxiliary_head"))
+    except (TypeError, LookupError) as error:
+        raise ValueError(f"load_checkpoint: the file's configuration is damaged: {error}") from error
 
 
 def _keywords(backbone, head, aux):
@@ -27,6 +32,11 @@ def _keywords(backbone, head, aux):
     if dilations != DILATIONS.get(output_stride):
         which = f"strides={strides}, dilations={dilations}, as the file's configuration says"
         raise ValueError(f"load_checkpoint: no network here has {which}")
+    for part in (backbone, head):
+        if isinstance(part.get("act_cfg"), dict) and part["act_cfg"].get("type") != "ReLU":
+            raise ValueError(
+                f"load_checkpoint: no network here has act_cfg={part['act_cfg']}, as the file's configuration says"
+            )
     grid, rates = backbone.get("multi_grid"), tuple(head.get("dilations", (1, 6, 12, 18)))
     of_heads = {part.get("dilation", 1) for part in (head, aux) if isinstance(part, dict)}
     norms = [part.get("norm_cfg") for part in (backbone, head)]
