@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from fastseg import ops
+from fastseg.bench.channels import in_either_format
 from fastseg.bench.passes import BACKWARD, BOTH, FORWARD
 from fastseg.bench.values import value_judge
 from fastseg.bench.verdict import worst
@@ -87,10 +88,10 @@ def peer(case):
     return lambda x, weight: F.conv_transpose2d(x, weight, stride=case.stride, padding=case.padding)
 
 
-@functools.lru_cache(maxsize=2)
-def _results(case, dtype, given, upstream=None):
-    """(output, gradients ...) of PyTorch in a dtype, each (N, ...) or (C, ...)."""
-    tensors = [x.detach().to(dtype).requires_grad_() for x in given]
+@functools.lru_cache(maxsize=4)
+def _results(case, dtype, memory_format, given, upstream=None):
+    """(output, gradients ...) of PyTorch in a dtype and format, each (N, ...) or (C, ...)."""
+    tensors = [x.detach().to(dtype, memory_format=memory_format).requires_grad_() for x in given]
     function = peer(case)
     if case.bilinear:
         function = function.to(given[0].device, dtype).requires_grad_(False)
@@ -100,10 +101,13 @@ def _results(case, dtype, given, upstream=None):
 
 
 def _judge(case, given, upstream, k):
-    def of(dtype):
-        return _results(case, dtype, given, upstream)[k]
+    def judge_in(memory_format):
+        def of(dtype):
+            return _results(case, dtype, memory_format, given, upstream)[k]
 
-    return value_judge(len(of(given[0].dtype)), lambda i: of(torch.float64)[i], lambda i: of(given[0].dtype)[i])
+        return value_judge(len(of(given[0].dtype)), lambda i: of(torch.float64)[i], lambda i: of(given[0].dtype)[i])
+
+    return in_either_format(judge_in)
 
 
 def checker(case, inputs):
