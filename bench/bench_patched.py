@@ -1,5 +1,6 @@
 """Models of other libraries after fastseg.patch, against themselves before: images to logits."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -81,12 +82,11 @@ def ours(case):
 
 def checker(case, inputs):
     (x,) = inputs
-    network = peer(case).eval().to(x.device)
+    network = peer(case).eval().requires_grad_(False).to(x.device, x.dtype)
+    truth = copy.deepcopy(network).double()(x.double())
 
-    @torch.no_grad()
     def judge_in(memory_format):
-        own = network.to(x.dtype)(x.contiguous(memory_format=memory_format))
-        truth = network.double()(x.double())
+        own = network(x.contiguous(memory_format=memory_format))
         return value_judge(len(x), truth.__getitem__, own.__getitem__)
 
     return in_either_format(judge_in)

@@ -1,10 +1,9 @@
 """What `fastseg bench --compare` prints."""
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from fastseg.bench import compare, report
+from fastseg.bench import compare, report, screen
 from fastseg.bench.formats import significant, times
 
 RULE = f"""\
@@ -16,9 +15,7 @@ STYLES = {compare.REGRESSION: "bold red", compare.IMPROVEMENT: "green", compare.
 
 def show(before, after, width):
     """Print how two results differ; whether something regressed."""
-    out = Console(highlight=False)
-    if not out.is_terminal:
-        out = Console(highlight=False, width=width)
+    out = screen.output(width)
 
     def say(line, **how):
         out.print(line, soft_wrap=True, markup=False, **how)

@@ -4,15 +4,15 @@ import textwrap
 
 from fastseg.bench import reading, report
 from fastseg.bench.formats import markdown, significant, times
-from fastseg.bench.passes import BOTH, FORWARD
+from fastseg.bench.passes import BOTH, FORWARD, TRAINING_STEP
 
 BEGIN, END = "<!-- figures: python -m fastseg.bench.publish -->", "<!-- end of figures -->"
 # (bench, case, pass): what a reader is told it is
 SHOWN = {
     ("networks", "pspnet_resnet50, ADE20K", FORWARD): "PSPNet-ResNet50, image to labels",
     ("networks", "deeplabv3_resnet50", FORWARD): "DeepLabv3-ResNet50, image to labels",
-    ("training", "pspnet_resnet50", "training step"): "PSPNet-ResNet50, a step of training",
-    ("training", "deeplabv3_resnet50", "training step"): "DeepLabv3-ResNet50, a step of training",
+    ("training", "pspnet_resnet50", TRAINING_STEP): "PSPNet-ResNet50, a step of training",
+    ("training", "deeplabv3_resnet50", TRAINING_STEP): "DeepLabv3-ResNet50, a step of training",
     ("upsample_argmax", "ADE20K", FORWARD): "logits to labels, ADE20K (`upsample_argmax`)",
     ("upsample_argmax", "Cityscapes", FORWARD): "the same, Cityscapes",
     ("upsample_argmax", "ADE20K, noise", FORWARD): "the same, ADE20K, white noise",

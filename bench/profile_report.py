@@ -1,10 +1,11 @@
 """What the user sees of a profile: tables on screen, a JSON file, Markdown."""
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from fastseg.bench.report import significant, write_json
+from fastseg.bench.formats import significant
+from fastseg.bench.report import write_json
+from fastseg.bench.screen import Progress
 
 SMALLEST = 0.01  # share of the time: rows below it are one
 OTHERS = "others"
@@ -92,25 +93,12 @@ def markdown(result):
     return "\n\n".join(parts) + "\n"
 
 
-class Screen:
-    """A context manager: progress on stderr, each case's tables on stdout, and the JSON file, once it is measured."""
+class Screen(Progress):
+    """Progress on stderr, each case's tables on stdout, and the JSON file, once it is measured."""
 
     def __init__(self, json_path):
-        self.out = Console(highlight=False)
-        if not self.out.is_terminal:
-            self.out = Console(highlight=False, width=WIDTH)
-        self.status = Console(stderr=True).status("starting")
+        super().__init__(WIDTH)
         self.json_path, self.printed = json_path, 0
-
-    def __enter__(self):
-        self.status.__enter__()
-        return self
-
-    def __exit__(self, *exception):
-        self.status.__exit__(*exception)
-
-    def tell(self, what):
-        self.status.update(what)
 
     def update(self, result):
         if self.json_path:

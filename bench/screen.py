@@ -5,15 +5,18 @@ from rich.console import Console
 from fastseg.bench import report
 
 
-class Screen:
-    """A context manager; `update` and `tell` are what harness.run calls."""
+def output(width):
+    """A console for stdout; of that width where it is no terminal."""
+    out = Console(highlight=False)
+    return out if out.is_terminal else Console(highlight=False, width=width)
+
+
+class Progress:
+    """A context manager: `out` for what is measured, `tell` for what is going on."""
 
     def __init__(self, width):
-        self.out = Console(highlight=False)
-        if not self.out.is_terminal:
-            self.out = Console(highlight=False, width=width)
+        self.out = output(width)
         self.status = Console(stderr=True).status("starting")
-        self.printed = None  # how many benches; None before the header
 
     def __enter__(self):
         self.status.__enter__()
@@ -24,6 +27,14 @@ class Screen:
 
     def tell(self, what):
         self.status.update(what)
+
+
+class Screen(Progress):
+    """`update` and `tell` are what harness.run calls."""
+
+    def __init__(self, width):
+        super().__init__(width)
+        self.printed = None  # how many benches; None before the header
 
     def update(self, result, json_path):
         if json_path:
