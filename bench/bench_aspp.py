@@ -75,7 +75,8 @@ def checker(case, inputs):
         @functools.cache
         def of(dtype):
             with torch.no_grad():
-                return peer(case).to(x.device, dtype)(x.to(dtype, memory_format=memory_format))
+                aspp = peer(case).to(x.device, dtype, memory_format=memory_format)
+                return aspp(x.to(dtype, memory_format=memory_format))
 
         return value_judge(len(x), lambda i: of(torch.float64)[i], lambda i: of(x.dtype)[i])
 

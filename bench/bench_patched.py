@@ -86,7 +86,7 @@ def checker(case, inputs):
     truth = copy.deepcopy(network).double()(x.double())
 
     def judge_in(memory_format):
-        own = network(x.contiguous(memory_format=memory_format))
+        own = network.to(memory_format=memory_format)(x.contiguous(memory_format=memory_format))
         return value_judge(len(x), truth.__getitem__, own.__getitem__)
 
     return in_either_format(judge_in)
