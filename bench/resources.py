@@ -5,11 +5,13 @@ their file's launches() lists. `fastseg info --kernels` prints the table; `pytho
 to bench/KERNELS.md.
 """
 
+import bisect
 import importlib
 import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -28,6 +30,7 @@ LEAST_SHARED_LIMIT = 99 * 1024  # of any GPU from sm_80 on
 REGISTER_FILE = 65536  # registers of a multiprocessor, so the most a block can have
 # Matrix products of sm_80 and sm_90; copies to shared memory by cp.async, of boxes by TMA; ldmatrix; spills.
 INSTRUCTIONS = ("HMMA", "HGMMA", "LDGSTS", "UTMALDG", "LDSM", "LDL", "STL")
+INSTRUCTION = re.compile(r"^\s+/\*(\w+)\*/\s+(?:@!?U?P\w+ )?([A-Z][^\s;]*)(?:.*?\b0x(\w+))?")  # address, opcode
 
 
 def cuobjdump():
@@ -40,9 +43,60 @@ def cuobjdump():
 def read(path):
     """One dict per kernel and architecture in a library or cubin: arch, kernel, registers, stack, shared, wide_loads
     (16 bytes from global memory), loop_shared (of `shared_in_loops`) and the counts of INSTRUCTIONS."""
+    found, code = _used(path), {}
+    arch = kernel = None
+    for line in _dump(cuobjdump(), "--dump-sass", path):
+        arch = _after(r"^\s*arch = sm_(\w+)|EF_CUDA_SM(\w+)\"", line, arch)
+        kernel = _after(r"^\s*Function : (\S+)", line, kernel)
+        if instruction := INSTRUCTION.search(line):
+            code.setdefault((arch, kernel), []).append(instruction.groups())
+    return [row | _counts(code.get(key, [])) for key, row in found.items()]
+
+
+def read_cubins(cubins, arch):
+    """As read, of the bytes of cubins that hold one kernel each. The disassembler takes longer to start than to read a
+    kernel, so the code of all goes through it at once."""
+    rows, code, starts = [], b"", []
+    for cubin in cubins:
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(cubin)
+            file.flush()
+            (row,) = _used(file.name).values()
+        rows.append(row)
+        starts.append(len(code))
+        code += machine_code(cubin)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(code)
+        file.flush()
+        model = f"SM{arch}a" if arch >= 90 else f"SM{arch}"  # as Triton compiles
+        nvdisasm = Path(cuobjdump()).with_name("nvdisasm")
+        lines = _dump(nvdisasm, "--binary", model, "-hex", "-novliw", file.name)
+    of_each = [[] for _ in rows]
+    for line in lines:
+        if instruction := INSTRUCTION.search(line):
+            which = bisect.bisect_right(starts, int(instruction[1], 16)) - 1
+            of_each[which].append(instruction.groups())
+    return [row | _counts(instructions) for row, instructions in zip(rows, of_each, strict=True)]
+
+
+def machine_code(cubin):
+    """Of the one kernel in a cubin, an ELF file: its section .text.<kernel>."""
+    (table,) = struct.unpack_from("<Q", cubin, 0x28)
+    size, count, names = struct.unpack_from("<HHH", cubin, 0x3A)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
+    (code,) = [
+        cubin[start : start + length]
+        for name, _, _, _, start, length in sections
+        if cubin.startswith(b".text.", sections[names][4] + name)
+    ]
+    return code
+
+
+def _used(path):
+    """{(arch, kernel): what read says of registers and memory}"""
     found = {}
     arch = kernel = None
-    for line in _dump("--dump-resource-usage", path):
+    for line in _dump(cuobjdump(), "--dump-resource-usage", path):
         arch = _after(r"^arch = sm_(\w+)", line, arch)
         kernel = _after(r"^ Function (\S+):", line, kernel)
         if "STACK:" in line:
@@ -54,22 +108,17 @@ def read(path):
                 "stack": int(used["STACK"]) + int(used["LOCAL"]),
                 "shared": int(used["SHARED"]),
             }
-    counts = {key: Counter() for key in found}
-    code = {key: [] for key in found}
-    for line in _dump("--dump-sass", path):
-        arch = _after(r"^\s*arch = sm_(\w+)|EF_CUDA_SM(\w+)\"", line, arch)
-        kernel = _after(r"^\s*Function : (\S+)", line, kernel)
-        if (arch, kernel) in counts and (
-            opcode := re.search(r"^\s+/\*(\w+)\*/\s+(?:@!?U?P\w+ )?([A-Z][^\s;]*)(?:.*?\b0x(\w+))?", line)
-        ):
-            counts[arch, kernel][opcode[2].split(".")[0]] += 1
-            counts[arch, kernel]["wide_loads"] += opcode[2].startswith("LDG") and ".128" in opcode[2]
-            code[arch, kernel].append(opcode.groups())
-    for key, row in found.items():
-        row |= {name: counts[key][name] for name in (*INSTRUCTIONS, "wide_loads")}
-        row["loop_shared"] = shared_in_loops(code[key])
-        row["instructions"] = counts[key].total() - counts[key]["wide_loads"]
-    return list(found.values())
+    return found
+
+
+def _counts(code):
+    """What read says of instructions: (address, opcode with its suffixes, last operand's number or None) of each."""
+    counts = Counter(opcode.split(".")[0] for _, opcode, _ in code)
+    return {name: counts[name] for name in INSTRUCTIONS} | {
+        "wide_loads": sum(opcode.startswith("LDG") and ".128" in opcode for _, opcode, _ in code),
+        "loop_shared": shared_in_loops(code),
+        "instructions": len(code),
+    }
 
 
 def shared_in_loops(code):
@@ -89,8 +138,8 @@ def shared_in_loops(code):
     return most
 
 
-def _dump(what, path):
-    return subprocess.run([cuobjdump(), what, path], capture_output=True, text=True, check=True).stdout.splitlines()
+def _dump(*command):
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
 def _after(pattern, line, otherwise):
@@ -148,20 +197,17 @@ def _compile(arch):
     from triton.runtime import driver
 
     driver.set_active(NoGpu(arch))
-    rows = []
+    cubins, launches = [], []
     written = [name for name in dispatch.ops() if not dispatch.not_written(name, "triton", "cuda")]
     for room in sorted(set(map(dispatch.kernel_room, written))):
         kernels = importlib.import_module(f"fastseg.kernels.{room}")
         only_here = getattr(kernels, f"launches_sm_{arch}", tuple)()
         for what, kernel, grid, arguments, constants in (*kernels.launches(), *only_here):
             compiled = kernel.warmup(*arguments, grid=grid, **constants)
-            with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-                cubin.write(compiled.asm["cubin"])
-                cubin.flush()
-                (row,) = read(cubin.name)
-            rows.append(row | {"arch": str(arch), "launch": what, "threads": 32 * compiled.metadata.num_warps})
-            rows[-1]["shared"] = compiled.metadata.shared  # dynamic, so not in the cubin
-    return rows
+            cubins.append(compiled.asm["cubin"])
+            launches.append({"arch": str(arch), "launch": what, "threads": 32 * compiled.metadata.num_warps})
+            launches[-1]["shared"] = compiled.metadata.shared  # dynamic, so not in the cubin
+    return [row | launch for row, launch in zip(read_cubins(cubins, arch), launches, strict=True)]
 
 
 def table(cuda=None, triton=None):

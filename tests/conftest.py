@@ -24,7 +24,12 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("cuda"):
                 item.add_marker(pytest.mark.skip(reason="needs a GPU"))
-    items.sort(key=lambda item: bool(ahead.jobs(item)))
+    items.sort(key=process)
+
+
+def process(item):
+    """0: the first; 1: the second, to share the work evenly and while it compiles; 2: the second, as it compiles."""
+    return 2 if ahead.jobs(item) else int(item.get_closest_marker("beside") is not None)
 
 
 def pytest_configure(config):
@@ -32,16 +37,16 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish(session):
-    """What needs compiling runs in a second process, as others use little more than one core; unless it is all there is
-    to run, or somebody watches."""
-    option, compiled = session.config.option, [item for item in session.items if ahead.jobs(item)]
+    """What needs compiling runs in a second process, as the other tests use little more than one core; unless it is all
+    there is to run, or somebody watches."""
+    option, apart = session.config.option, [item for item in session.items if process(item)]
     if option.collectonly:
         return
-    if compiled and len(compiled) < len(session.items) and option.capture != "no" and not option.usepdb:
-        beside.start(session.config, compiled)
-        return
-    for item in compiled:
-        ahead.begin(ahead.jobs(item))
+    jobs = [job for item in apart for job in ahead.jobs(item)]
+    if jobs and len(apart) < len(session.items) and option.capture != "no" and not option.usepdb:
+        beside.start(session.config, apart)
+    else:
+        ahead.begin(jobs)
 
 
 def pytest_sessionfinish():

@@ -29,7 +29,7 @@ from fastseg.models.loading import numerics
 from fastseg.models.preprocess import CAFFE, IMAGENET
 from fastseg.models.pspnet import PSPNet
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.beside]
 
 
 @pytest.fixture(autouse=True)

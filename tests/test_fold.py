@@ -19,7 +19,7 @@ from fastseg.models.resnet import ResNet
 from fastseg.nn import AtrousConv2d
 from fastseg.nn.folded import FoldedBottleneck, FoldedConv2d
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.beside]
 
 BLOCKS = (1, 1, 1, 2)
 

@@ -6,7 +6,7 @@
 // A convolution is such a product: m goes over pixels, a run over the channels (say) of one tap, and a pixel's runs are
 // the taps that it has, so that nothing is multiplied by a padding's zeros. The lanes are cut into panels of a few
 // vectors; the sums of some rows in one panel, a tile, stay in registers.
-// Precision: float32 sums of at most kDepth products, which are added up in order.
+// Precision: float32 sums of at most kSum products, which are added up in order.
 #pragma once
 #include <algorithm>
 #include <utility>
@@ -16,9 +16,9 @@
 
 namespace fastseg {
 
-// Rows of a panel: 24 KB stay in the L1 cache while all tiles pass. So many products are one sum: with 192 of them long
-// sums were off by more than PyTorch's.
-constexpr int64_t kDepth = 128;
+constexpr int64_t kDepth = 128;  // rows of a panel: 24 KB stay in the L1 cache while all tiles pass
+constexpr int64_t kSum = 64;     // products of one sum: those of 84 were off by more than PyTorch's, which adds by taps
+constexpr int64_t kEnough = 32;  // of them to end it with a run, so that no run is cut for little
 
 // The sums of a tile, a vector or more of a panel's row and a broadcast number are in registers.
 struct TileShape {
@@ -57,27 +57,29 @@ inline std::vector<Panel> cut_into_panels(int64_t lanes) {
 
 struct Run {
   int64_t from, row, length;
+  bool last;  // of its sum
 };
 
-// Runs, cut into blocks of at most kDepth rows; at least one, which may be empty. Runs that continue each other are
-// one.
+// Runs, cut into blocks of at most kDepth rows; at least one, which may be empty. Runs of one sum that continue each
+// other are one.
 struct Runs {
   int64_t step;  // from one number of a row to the next
   std::vector<Run> runs = {};
   std::vector<int64_t> ends = {0};  // of the blocks
-  int64_t depth = 0;                // of the last block
+  int64_t depth = 0, sum = 0;       // of the last block, of its last sum
 
   void add(int64_t from, int64_t row, int64_t length) {
     while (length > 0) {
-      if (depth == kDepth) ends.push_back(runs.size()), depth = 0;
-      const int64_t taken = std::min(length, kDepth - depth);
-      Run* last = depth > 0 ? &runs.back() : nullptr;
-      if (last && last->from + last->length * step == from && last->row + last->length == row) {
-        last->length += taken;
+      if (depth == kDepth) ends.push_back(runs.size()), depth = sum = 0;
+      const int64_t taken = std::min({length, kDepth - depth, kSum - sum});
+      Run* open = sum > 0 ? &runs.back() : nullptr;
+      if (open && open->from + open->length * step == from && open->row + open->length == row) {
+        open->length += taken;
       } else {
-        runs.push_back({from, row, taken});
+        runs.push_back({from, row, taken, false});
       }
-      from += taken * step, row += taken, length -= taken, depth += taken;
+      from += taken * step, row += taken, length -= taken, depth += taken, sum += taken;
+      if (sum >= kEnough) runs.back().last = true, sum = 0;
       ends.back() = runs.size();
     }
   }
@@ -98,11 +100,14 @@ constexpr int64_t kInARow[] = {0, 8, 16, 24, 32, 40};  // halves
 template <int kRows, int kVectors>
 FASTSEG_CLONES void multiply_tile(const float* rows, const int64_t* bases, int64_t step, const Run* run, const Run* end,
                                   const float* packed, const float* start, int64_t start_step, const Target& target) {
-  WideFloat tile[kRows][kVectors];
+  WideFloat tile[kRows][kVectors], sums[kRows][kVectors];
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 3
-    for (int v = 0; v < kVectors; ++v) tile[m][v] = WideFloat{};
+    for (int v = 0; v < kVectors; ++v) {
+      tile[m][v] = WideFloat{};
+      load(sums[m][v], start + m * start_step + v * kWide);
+    }
   for (; run != end; ++run) {
     const float* from[kRows];
     for (int m = 0; m < kRows; ++m) from[m] = rows + (bases[m] + run->from);
@@ -116,6 +121,12 @@ FASTSEG_CLONES void multiply_tile(const float* rows, const int64_t* bases, int64
 #pragma GCC unroll 3
         for (int v = 0; v < kVectors; ++v) tile[m][v] += from[m][at] * lanes[v];
     }
+    if (run->last && run + 1 != end) {
+#pragma GCC unroll 8
+      for (int m = 0; m < kRows; ++m)
+#pragma GCC unroll 3
+        for (int v = 0; v < kVectors; ++v) sums[m][v] += tile[m][v], tile[m][v] = WideFloat{};
+    }
   }
   int64_t to[2 * kVectors];  // or they would be read again after every store
   for (int h = 0; h < 2 * kVectors; ++h) to[h] = target.halves[h];
@@ -124,11 +135,9 @@ FASTSEG_CLONES void multiply_tile(const float* rows, const int64_t* bases, int64
     float* const row = target.to + target.rows[m];
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; ++v) {
-      WideFloat sums;
-      load(sums, start + m * start_step + v * kWide);
-      sums += tile[m][v];
+      sums[m][v] += tile[m][v];
       ShortFloat halves[2];
-      std::memcpy(halves, &sums, sizeof sums);
+      std::memcpy(halves, &sums[m][v], sizeof halves);
       store(row + to[2 * v], halves[0]);
       store(row + to[2 * v + 1], halves[1]);
     }
