@@ -28,7 +28,7 @@ class Effort:
     patience: float = 20
 
 
-QUICK = Effort(quick=True, seconds=0.7, least_rounds=3)
+QUICK = Effort(quick=True, seconds=0.5, least_rounds=3)
 FULL = Effort(quick=False, seconds=3, least_rounds=9)
 FEWEST_ROUNDS = 3
 RATES = (
