@@ -9,11 +9,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from fastseg import models
+from fastseg.models import fcn_vgg16
 from fastseg.models.bilinear_deconv import is_bilinear, labels_through
 from fastseg.models.checkpoints import factory_arguments
+from fastseg.models.constant_frame import framed_maps
 from fastseg.models.coordinates import Coordinates, along, deconvolution, upsampling
 from fastseg.models.preprocess import CAFFE, IMAGENET, SIGNED
 from fastseg.nn.deconv import bilinear_kernel, fill_bilinear_
+from fastseg.ops import upsample_argmax
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -321,6 +324,49 @@ def test_predict_never_makes_the_logits():
     model.upscore.register_forward_hook(lambda *_: pytest.fail("the last deconvolution ran"))
     assert model.predict(torch.randn(1, 3, 33, 33)).shape == (1, 33, 33)
     assert model.predict(torch.randn(0, 3, 33, 33)).shape == (0, 33, 33)
+
+
+@torch.no_grad()
+def test_maps_without_the_frame(monkeypatch):
+    """Of images of every size modulo the stride, and of parts of a network that was made narrow, in float64."""
+    monkeypatch.setattr(fcn_vgg16, "STAGES", tuple((8, count) for _, count in fcn_vgg16.STAGES))
+    torch.manual_seed(0)
+    layers = {name: layer.double() for name, layer in fcn_vgg16.vgg16(fc_channels=4).layers.items()}
+    for name in list(layers)[list(layers).index("pool4") + 1 :]:
+        del layers[name]
+    for layer in layers.values():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+            nn.init.normal_(layer.bias, 0, 0.3)
+    for height in (1, *range(64, 80)):
+        images = torch.randn(2, 3, height, 100 - height, dtype=torch.float64)
+        images[0, 0, 0, 0] = float("nan")
+        want, x = {}, images
+        for name, layer in layers.items():
+            x = want[name] = layer(x).clone()
+        assert want["pool4"][1].std() > 0.01
+        got = framed_maps(layers, images, {"pool3", "pool4"})
+        assert got.keys() == {"pool3", "pool4"}
+        for name, y in got.items():
+            torch.testing.assert_close(y, want[name], rtol=1e-10, atol=1e-12, equal_nan=True)
+    assert framed_maps(layers, images[:0], {"pool4"})["pool4"].shape == want["pool4"][:0].shape
+
+
+@torch.no_grad()
+def test_labels_do_without_the_frame(monkeypatch):
+    """Unless somebody watches the layers, or has changed the first one's padding."""
+    model, images = build("fcn8s_vgg16"), torch.randn(1, 3, 33, 45)
+    with monkeypatch.context() as patched:
+        patched.setattr(model, "maps", lambda x: pytest.fail("maps of the whole frame were made"))
+        labels = {size: model.predict(images, size) for size in (None, 40)}
+    sides = []
+    handle = model.conv3_1.register_forward_hook(lambda module, inputs, y: sides.append(y.shape[2:]))
+    for size, got in labels.items():
+        assert (got == model.predict(images, size)).float().mean() > 0.999  # but for ties within rounding
+    assert sides == [(58, 61)] * 2
+    handle.remove()
+    model.conv1_1.padding = 81, 81
+    assert torch.equal(model.predict(images, 40), upsample_argmax(model(images)["out"], 40))
 
 
 def test_training():

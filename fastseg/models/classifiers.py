@@ -19,6 +19,7 @@ class Classifier(NamedTuple):
     smallest           side of an image
     preprocess         what its weights were trained with
     torchvision_names  {torchvision's name: layer} where they differ
+    framed             the pooling up to which constant_frame.py knows the layers, or None
     """
 
     layers: OrderedDict
@@ -27,6 +28,7 @@ class Classifier(NamedTuple):
     smallest: int
     preprocess: Preprocess
     torchvision_names: dict
+    framed: str | None = None
 
 
 def check_source(source):

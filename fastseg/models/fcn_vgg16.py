@@ -5,11 +5,11 @@ from collections import OrderedDict
 from torch import nn
 
 from fastseg.models.classifiers import Classifier, check_source, fully_connected
+from fastseg.models.constant_frame import PADDING
 from fastseg.models.preprocess import CAFFE, IMAGENET
 from fastseg.models.skip_fcn import SkipFCN
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))  # channels, convolutions
-PADDING = 100  # of the first layer: lets the deconvolutions reach an image of any size (at least 81)
 
 
 def vgg16(source="caffe", fc_channels=4096):
@@ -28,7 +28,7 @@ def vgg16(source="caffe", fc_channels=4096):
     names |= {"classifier.0": "fc6", "classifier.3": "fc7"}
     layers |= fully_connected(channels, 7, fc_channels)
     preprocess = CAFFE if source == "caffe" else IMAGENET
-    return Classifier(layers, fc_channels, {"pool4": 512, "pool3": 256}, 1, preprocess, names)
+    return Classifier(layers, fc_channels, {"pool4": 512, "pool3": 256}, 1, preprocess, names, "pool4")
 
 
 def fcn32s_vgg16(*, num_classes=21, source="caffe", fc_channels=4096):

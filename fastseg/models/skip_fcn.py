@@ -12,6 +12,7 @@ from torch import nn
 from fastseg.models.bilinear_deconv import is_bilinear, labels_through
 from fastseg.models.checkpoints import load_weights
 from fastseg.models.classifiers import classifier_weights
+from fastseg.models.constant_frame import framed_maps, has_constant_frame
 from fastseg.models.coordinates import Coordinates, along, deconvolution, upsampling
 from fastseg.models.preprocess import CAFFE
 from fastseg.nn import Deconv2d
@@ -55,7 +56,7 @@ class SkipFCN(nn.Module):
         self.num_classes, self.skips = num_classes, skips
         self.preprocess, self.smallest = classifier.preprocess, classifier.smallest
         self.torchvision_names = classifier.torchvision_names
-        self.classifier_layers = tuple(classifier.layers)
+        self.classifier_layers, self.framed = tuple(classifier.layers), classifier.framed
         position, positions = Coordinates(), {}
         for name, layer in classifier.layers.items():
             self.add_module(name, layer)
@@ -91,8 +92,10 @@ class SkipFCN(nn.Module):
 
     def forward(self, x):
         """Images (N, 3, H, W) -> OrderedDict(out=logits (N, num_classes, H, W))."""
-        crop = (self.offset, self.offset, x.shape[-2], x.shape[-1])
-        return OrderedDict(out=getattr(self, self.last)(self.scores(self.maps(x)), crop=crop))
+        return OrderedDict(out=self._logits(self.maps(x), x.shape[-2:]))
+
+    def _logits(self, maps, sides):
+        return getattr(self, self.last)(self.scores(maps), crop=(self.offset, self.offset, *sides))
 
     def maps(self, x):
         """Images (N, 3, H, W) -> {layer: map}, of the skips' layers and the classifier's last. Raises ValueError for an
@@ -100,12 +103,24 @@ class SkipFCN(nn.Module):
         if self.smallest > 1 and min(x.shape[-2:]) < self.smallest:
             wanted, got = (f"{a} by {b}" for a, b in ((self.smallest, self.smallest), x.shape[-2:]))
             raise ValueError(f"SkipFCN: images must be at least {wanted} pixels for this classifier, got {got}")
+        return self._maps(x, self.classifier_layers)
+
+    def _maps(self, x, names):
         kept, maps = {self.classifier_layers[-1], *(name for _, name, _, _ in self.steps)}, {}
-        for name in self.classifier_layers:
+        for name in names:
             x = getattr(self, name)(x)
             if name in kept:
                 maps[name] = x
         return maps
+
+    def _maps_for_labels(self, x):
+        """As maps, without gradients: what is the same around every image is computed once."""
+        end = self.classifier_layers.index(self.framed) + 1 if self.framed else 0
+        layers = {name: getattr(self, name) for name in self.classifier_layers[:end]}
+        if not has_constant_frame(*layers.values()):
+            return self.maps(x)
+        pooled = framed_maps(layers, x, {self.framed, *(name for _, name, _, _ in self.steps)})
+        return pooled | self._maps(pooled[self.framed], self.classifier_layers[end:])
 
     def scores(self, maps):
         """{layer: map} -> (N, num_classes, h, w) at the resolution of the finest skip, reaching beyond the image."""
@@ -127,9 +142,10 @@ class SkipFCN(nn.Module):
         x = x.contiguous(memory_format=torch.channels_last)  # in which convolutions are fastest
         sides = tuple(x.shape[-2:])
         size = sides if size is None else (size, size) if isinstance(size, int) else tuple(size)
+        maps = self._maps_for_labels(x)
         if size == sides and is_bilinear(getattr(self, self.last)):
-            return self.labels(self.scores(self.maps(x)), sides)
-        return upsample_argmax(self(x)["out"], size)
+            return self.labels(self.scores(maps), sides)
+        return upsample_argmax(self._logits(maps, sides), size)
 
     def labels(self, scores, sides):
         """Labels (N, H, W), sides = (H, W), of scores whose last deconvolution is bilinear."""
