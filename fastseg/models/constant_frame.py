@@ -52,9 +52,9 @@ def framed_maps(layers, images, kept):
     for name, convolutions, pool in _stages(layers):
         depth = sum(isinstance(layer, nn.Conv2d) for layer in convolutions)
         before, reached = reached, [span.wider(depth).pooled() for span in reached]
-        wanted = [span.unpooled(old.size).wider(depth) for span, old in zip(reached, before, strict=True)]
-        part = _convolved(convolutions, _framed(part, before, blank, wanted))
-        part = pool(part[..., depth:-depth, depth:-depth])  # beyond, the convolutions' padding shows
+        rim = -(-depth // 2)  # pooled pixels in which the convolutions' own padding shows
+        wanted = [span.wider(rim).unpooled(old.size) for span, old in zip(reached, before, strict=True)]
+        part = pool(_convolved(convolutions, _framed(part, before, blank, wanted)))[..., rim:-rim, rim:-rim]
         blank = pool(_convolved(convolutions, blank))
         if name in kept:
             maps[name] = _framed(part, reached, blank, [Span(0, span.size, span.size) for span in reached])
@@ -82,8 +82,8 @@ def _convolved(layers, x):
 def _framed(part, reached, blank, shown):
     """The map on the spans `shown`: `part`, which is the map on the spans `reached`, and around it the blank's."""
     rows, columns = (_places(span, n, blank.device) for span, n in zip(shown, blank.shape[-2:], strict=True))
-    whole = blank[..., rows[:, None], columns].expand(len(part), -1, -1, -1)
-    whole = whole.contiguous(memory_format=torch.channels_last)
+    whole = blank.permute(0, 2, 3, 1)[:, rows[:, None], columns].permute(0, 3, 1, 2)
+    whole = whole.expand(len(part), -1, -1, -1).contiguous(memory_format=torch.channels_last)
     top, left = (inner.begin - outer.begin for inner, outer in zip(reached, shown, strict=True))
     whole[..., top : top + part.shape[-2], left : left + part.shape[-1]] = part
     return whole

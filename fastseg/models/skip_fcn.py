@@ -17,6 +17,7 @@ from fastseg.models.coordinates import Coordinates, along, deconvolution, upsamp
 from fastseg.models.preprocess import CAFFE
 from fastseg.nn import Deconv2d
 from fastseg.ops import upsample_argmax
+from fastseg.ops.layout import is_channels_last, memory_format
 
 STRIDE = 32  # of a classifier's last map
 LAST = ("upscore", "upscore16", "upscore8")  # the last deconvolution, by the number of skips
@@ -92,7 +93,7 @@ class SkipFCN(nn.Module):
 
     def forward(self, x):
         """Images (N, 3, H, W) -> OrderedDict(out=logits (N, num_classes, H, W))."""
-        return OrderedDict(out=self._logits(self.maps(x), x.shape[-2:]))
+        return OrderedDict(out=self._logits(self.maps(x), (x.shape[-2], x.shape[-1])))
 
     def _logits(self, maps, sides):
         return getattr(self, self.last)(self.scores(maps), crop=(self.offset, self.offset, *sides))
@@ -120,7 +121,9 @@ class SkipFCN(nn.Module):
         if not has_constant_frame(*layers.values()):
             return self.maps(x)
         pooled = framed_maps(layers, x, {self.framed, *(name for _, name, _, _ in self.steps)})
-        return pooled | self._maps(pooled[self.framed], self.classifier_layers[end:])
+        # In its weight's format: fc6's would be copied into another, and takes longer to copy than to multiply.
+        rest = pooled[self.framed].contiguous(memory_format=memory_format(is_channels_last(self.fc6.weight)))
+        return pooled | self._maps(rest, self.classifier_layers[end:])
 
     def scores(self, maps):
         """{layer: map} -> (N, num_classes, h, w) at the resolution of the finest skip, reaching beyond the image."""
