@@ -1,4 +1,7 @@
-"""Judges of large convolutions by some of their channels: all of them in float64 take minutes on a CPU."""
+"""Judges of large convolutions by some of their channels: all of them in float64 take minutes on a CPU.
+
+What PyTorch's own are off by is that of the whole convolution: with few channels it may add up in another order.
+"""
 
 import functools
 
@@ -14,13 +17,20 @@ def output_judge(peer, inputs, weights):
     """A judge of peer(*inputs), (N, O, h, w). weights: which of the inputs have O outputs in front, or a share of them;
     the others are (N, ...)."""
 
+    def output(i, step, dtype, memory_format=torch.contiguous_format):
+        some = [x[::step] if k in weights else x[i : i + 1] for k, x in enumerate(inputs)]
+        return peer(*(x.to(dtype, memory_format=memory_format) for x in some))[0]
+
+    @functools.cache
+    def exact(i):
+        return output(i, CHECKED, torch.float64)
+
     def judge_in(memory_format):
         @functools.cache
-        def output(i, dtype):
-            few = [x[::CHECKED] if k in weights else x[i : i + 1] for k, x in enumerate(inputs)]
-            return peer(*(x.to(dtype, memory_format=memory_format) for x in few))[0]
+        def own(i):
+            return output(i, 1, inputs[0].dtype, memory_format)[::CHECKED].clone()
 
-        return value_judge(len(inputs[0]), lambda i: output(i, torch.float64), lambda i: output(i, inputs[0].dtype))
+        return value_judge(len(inputs[0]), exact, own)
 
     judge = in_either_format(judge_in)
     return lambda y: judge(y[:, ::CHECKED])
@@ -32,19 +42,16 @@ def gradient_judge(peer, inputs, upstream):
     The gradients of some channels, and of their weights, are those of a convolution of these channels alone.
     """
 
+    def gradients(step, dtype, memory_format=torch.contiguous_format):
+        some = [x.detach()[:, ::step].to(dtype, memory_format=memory_format).requires_grad_() for x in inputs]
+        found = torch.autograd.grad(peer(*some), some, upstream.to(dtype, memory_format=memory_format))
+        return [x[:, :: CHECKED // step].clone() for x in found]
+
+    exact = functools.cache(lambda: gradients(CHECKED, torch.float64))
+
     def judge_in(memory_format):
-        @functools.cache
-        def gradients(dtype):
-            few = [x.detach()[:, ::CHECKED].to(dtype, memory_format=memory_format).requires_grad_() for x in inputs]
-            return torch.autograd.grad(peer(*few), few, upstream.to(dtype, memory_format=memory_format))
-
-        def judge_of(k):
-            def of(dtype):
-                return lambda i: gradients(dtype)[k][i]
-
-            return value_judge(len(inputs[k]), of(torch.float64), of(inputs[k].dtype))
-
-        judges = [judge_of(k) for k in range(len(inputs))]
+        own = gradients(1, inputs[0].dtype, memory_format)
+        judges = [value_judge(len(x), exact()[k].__getitem__, own[k].__getitem__) for k, x in enumerate(inputs)]
 
         def judge(got):
             return worst(judge(x[:, ::CHECKED]) for judge, x in zip(judges, got, strict=True) if x is not None)

@@ -30,7 +30,8 @@ LEAST_SHARED_LIMIT = 99 * 1024  # of any GPU from sm_80 on
 REGISTER_FILE = 65536  # registers of a multiprocessor, so the most a block can have
 # Matrix products of sm_80 and sm_90; copies to shared memory by cp.async, of boxes by TMA; ldmatrix; spills.
 INSTRUCTIONS = ("HMMA", "HGMMA", "LDGSTS", "UTMALDG", "LDSM", "LDL", "STL")
-INSTRUCTION = re.compile(r"^\s+/\*(\w+)\*/\s+(?:@!?U?P\w+ )?([A-Z][^\s;]*)(?:.*?\b0x(\w+))?")  # address, opcode
+# Address, opcode, first number.
+INSTRUCTION = re.compile(r"^\s+/\*(\w+)\*/\s+(?:@!?U?P\w+ )?([A-Z][^\s;]*)(?:.*?\b0x(\w+))?")
 
 
 def cuobjdump():
@@ -112,7 +113,7 @@ def _used(path):
 
 
 def _counts(code):
-    """What read says of instructions: (address, opcode with its suffixes, last operand's number or None) of each."""
+    """What read says of instructions: (address, opcode with its suffixes, first number or None) of each."""
     counts = Counter(opcode.split(".")[0] for _, opcode, _ in code)
     return {name: counts[name] for name in INSTRUCTIONS} | {
         "wide_loads": sum(opcode.startswith("LDG") and ".128" in opcode for _, opcode, _ in code),

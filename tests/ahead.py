@@ -1,6 +1,6 @@
 """Compiling ahead: what tests need compiled is begun as the session starts, on idle cores.
 
-Those tests come last, in a process of their own (beside.py). A job is (function, *arguments); conftest.py asks each
+Those tests come last, in a second process (beside.py). A job is (function, *arguments); conftest.py asks each
 test's module for the test's jobs.
 """
 

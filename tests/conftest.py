@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(items):
 
 
 def process(item):
-    """0: the first; 1: the second, to share the work evenly and while it compiles; 2: the second, as it compiles."""
+    """0: runs in the first process; 1: in the second, which has less to do; 2: in the second, as it needs compiling."""
     return 2 if ahead.jobs(item) else int(item.get_closest_marker("beside") is not None)
 
 
@@ -37,8 +37,8 @@ def pytest_configure(config):
 
 
 def pytest_collection_finish(session):
-    """What needs compiling runs in a second process, as the other tests use little more than one core; unless it is all
-    there is to run, or somebody watches."""
+    """What needs compiling, and what is marked `beside`, runs in a second process, as the other tests use little more
+    than one core; unless nothing compiles, that is all there is to run, or somebody watches."""
     option, apart = session.config.option, [item for item in session.items if process(item)]
     if option.collectonly:
         return

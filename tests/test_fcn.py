@@ -12,7 +12,7 @@ from fastseg import models
 from fastseg.models import fcn_vgg16
 from fastseg.models.bilinear_deconv import is_bilinear, labels_through
 from fastseg.models.checkpoints import factory_arguments
-from fastseg.models.constant_frame import framed_maps
+from fastseg.models.constant_frame import framed_maps, may_leave_out_the_frame
 from fastseg.models.coordinates import Coordinates, along, deconvolution, upsampling
 from fastseg.models.preprocess import CAFFE, IMAGENET, SIGNED
 from fastseg.nn.deconv import bilinear_kernel, fill_bilinear_
@@ -353,20 +353,63 @@ def test_maps_without_the_frame(monkeypatch):
 
 
 @torch.no_grad()
-def test_labels_do_without_the_frame(monkeypatch):
-    """Unless somebody watches the layers, or has changed the first one's padding."""
+@pytest.mark.parametrize(
+    "name, memory_format",
+    [("fcn8s_vgg16", torch.contiguous_format), ("fcn16s_vgg16", torch.channels_last)],
+    ids=["fcn8s", "fcn16s, channels_last"],
+)
+def test_labels_do_without_the_frame(name, memory_format, monkeypatch):
+    model, images = build(name).to(memory_format=memory_format), torch.randn(2, 3, 33, 45)
+    last = getattr(model, model.last)
+    for fill, size in ((fill_bilinear_, None), (nn.init.normal_, None), (nn.init.normal_, 40)):
+        fill(last.weight)
+        want = upsample_argmax(model(images)["out"], size or (33, 45))
+        assert want.unique().numel() > 1
+        with monkeypatch.context() as patched:
+            patched.setattr(nn.Conv2d, "forward", lambda conv, x: fail_if_framed(conv, x, images))
+            labels = model.predict(images, size)
+        assert (labels == want).float().mean() > 0.999  # but for ties within rounding
+    assert model.predict(images[:0]).shape == (0, 33, 45)
+
+
+def fail_if_framed(conv, x, images):
+    assert conv.in_channels != 3 and x.shape[2] < images.shape[2], "the frame was convolved"
+    return conv._conv_forward(x, conv.weight, conv.bias)
+
+
+def test_what_the_frame_may_not_be_left_out_of():
+    """Layers that others would replace, change or watch."""
+    changes = {
+        "padding": lambda m: setattr(m.conv1_1, "padding", (81, 81)),
+        "dilation": lambda m: (setattr(m.conv3_1, "padding", (2, 2)), setattr(m.conv3_1, "dilation", (2, 2))),
+        "nested": lambda m: setattr(m, "conv2_1", nn.Sequential(m.conv2_1)),
+        "pooling": lambda m: setattr(m.pool2, "ceil_mode", False),
+        "own forward": lambda m: setattr(m.conv4_1, "forward", lambda x: x),
+        "hook": lambda m: m.conv4_3.register_forward_hook(lambda module, inputs, y: y * 2),
+    }
+    with torch.device("meta"):
+        network = models.fcn8s_vgg16(num_classes=1, fc_channels=1)
+        end = network.classifier_layers.index("pool4") + 1
+
+        def may(network):
+            return may_leave_out_the_frame([getattr(network, name) for name in network.classifier_layers[:end]])
+
+        assert may(network) and not may_leave_out_the_frame([])
+        for what, change in changes.items():
+            changed = copy.deepcopy(network)
+            change(changed)
+            assert not may(changed), what
+
+
+@torch.no_grad()
+def test_labels_of_a_changed_network():
     model, images = build("fcn8s_vgg16"), torch.randn(1, 3, 33, 45)
-    with monkeypatch.context() as patched:
-        patched.setattr(model, "maps", lambda x: pytest.fail("maps of the whole frame were made"))
-        labels = {size: model.predict(images, size) for size in (None, 40)}
-    sides = []
-    handle = model.conv3_1.register_forward_hook(lambda module, inputs, y: sides.append(y.shape[2:]))
-    for size, got in labels.items():
-        assert (got == model.predict(images, size)).float().mean() > 0.999  # but for ties within rounding
-    assert sides == [(58, 61)] * 2
-    handle.remove()
-    model.conv1_1.padding = 81, 81
-    assert torch.equal(model.predict(images, 40), upsample_argmax(model(images)["out"], 40))
+    before = model.predict(images)
+    model.conv4_3.register_forward_hook(lambda module, inputs, y: y * 2)
+    model.fc6 = nn.Sequential(model.fc6)
+    want = upsample_argmax(model(images)["out"], (33, 45))
+    assert not torch.equal(before, want)
+    assert (model.predict(images) == want).float().mean() > 0.999
 
 
 def test_training():

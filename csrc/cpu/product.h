@@ -18,7 +18,7 @@ namespace fastseg {
 
 constexpr int64_t kDepth = 128;  // rows of a panel: 24 KB stay in the L1 cache while all tiles pass
 constexpr int64_t kSum = 64;     // products of one sum: those of 84 were off by more than PyTorch's, which adds by taps
-constexpr int64_t kEnough = 32;  // of them to end it with a run, so that no run is cut for little
+constexpr int64_t kLeastSum = 32;  // a sum of so many ends with its run: then fewer runs are cut
 
 // The sums of a tile, a vector or more of a panel's row and a broadcast number are in registers.
 struct TileShape {
@@ -66,7 +66,7 @@ struct Runs {
   int64_t step;  // from one number of a row to the next
   std::vector<Run> runs = {};
   std::vector<int64_t> ends = {0};  // of the blocks
-  int64_t depth = 0, sum = 0;       // of the last block, of its last sum
+  int64_t depth = 0, sum = 0;       // products of the last block, of its last sum if that is to go on
 
   void add(int64_t from, int64_t row, int64_t length) {
     while (length > 0) {
@@ -79,7 +79,7 @@ struct Runs {
         runs.push_back({from, row, taken, false});
       }
       from += taken * step, row += taken, length -= taken, depth += taken, sum += taken;
-      if (sum >= kEnough) runs.back().last = true, sum = 0;
+      if (sum >= kLeastSum) runs.back().last = true, sum = 0;
       ends.back() = runs.size();
     }
   }
@@ -95,18 +95,18 @@ struct Target {
 };
 constexpr int64_t kInARow[] = {0, 8, 16, 24, 32, 40};  // halves
 
-// start: what the sums of row m are added to, at start + m start_step. Unrolled early, as the sums have to be in
-// registers.
+// start: what the sums of row m are added to, at start + m start_step. Unrolled early, as the tile has to be in
+// registers; the totals need not.
 template <int kRows, int kVectors>
 FASTSEG_CLONES void multiply_tile(const float* rows, const int64_t* bases, int64_t step, const Run* run, const Run* end,
                                   const float* packed, const float* start, int64_t start_step, const Target& target) {
-  WideFloat tile[kRows][kVectors], sums[kRows][kVectors];
+  WideFloat tile[kRows][kVectors], totals[kRows][kVectors];
 #pragma GCC unroll 8
   for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; ++v) {
       tile[m][v] = WideFloat{};
-      load(sums[m][v], start + m * start_step + v * kWide);
+      load(totals[m][v], start + m * start_step + v * kWide);
     }
   for (; run != end; ++run) {
     const float* from[kRows];
@@ -125,7 +125,7 @@ FASTSEG_CLONES void multiply_tile(const float* rows, const int64_t* bases, int64
 #pragma GCC unroll 8
       for (int m = 0; m < kRows; ++m)
 #pragma GCC unroll 3
-        for (int v = 0; v < kVectors; ++v) sums[m][v] += tile[m][v], tile[m][v] = WideFloat{};
+        for (int v = 0; v < kVectors; ++v) totals[m][v] += tile[m][v], tile[m][v] = WideFloat{};
     }
   }
   int64_t to[2 * kVectors];  // or they would be read again after every store
@@ -135,9 +135,9 @@ FASTSEG_CLONES void multiply_tile(const float* rows, const int64_t* bases, int64
     float* const row = target.to + target.rows[m];
 #pragma GCC unroll 3
     for (int v = 0; v < kVectors; ++v) {
-      sums[m][v] += tile[m][v];
+      totals[m][v] += tile[m][v];
       ShortFloat halves[2];
-      std::memcpy(halves, &sums[m][v], sizeof halves);
+      std::memcpy(halves, &totals[m][v], sizeof halves);
       store(row + to[2 * v], halves[0]);
       store(row + to[2 * v + 1], halves[1]);
     }

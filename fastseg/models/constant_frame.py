@@ -3,7 +3,8 @@
 The first convolution pads an image by 100 pixels of zeros, so far from the image all maps are the same whatever it
 shows: one value per channel, and along their borders what the other convolutions' zero padding makes of it. Both are
 taken from the maps of a small blank. Each stage, 3x3 convolutions that pad by 1 and a 2x2 pooling, is computed where
-the image reaches, and set into the blank's map. Of a 500 x 500 image's 698 x 698 pixels that is half.
+the image reaches, and set into the blank's map. For a 500 x 500 image, which makes maps of 698 x 698 pixels, the four
+stages take 185 GFLOP for 273.
 """
 
 from typing import NamedTuple
@@ -11,6 +12,8 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from fastseg.nn.watched import is_plain
 
 # Of the first layer. It lets the deconvolutions reach an image of any size, and for four stages keeps the image's part
 # of a map apart from its borders.
@@ -35,15 +38,25 @@ class Span(NamedTuple):
         return Span(2 * self.begin, 2 * self.end, size)
 
 
-def has_constant_frame(*layers):
-    """Whether framed_maps computes what the poolings of such layers do. Hooks would see parts of maps, and miss that of
-    the first layer."""
-    hooked = any(layer._forward_hooks or layer._forward_pre_hooks for layer in layers)
-    return bool(layers) and type(layers[0]) is nn.Conv2d and layers[0].padding == (PADDING, PADDING) and not hooked
+def may_leave_out_the_frame(layers):
+    """Whether framed_maps computes what these layers do, up to a pooling, and nothing is to see their calls."""
+    if not layers or not all(is_plain(layer, (nn.Conv2d, nn.ReLU, nn.MaxPool2d)) for layer in layers):
+        return False
+    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
+    paddings = [(PADDING, PADDING)] + [(1, 1)] * (len(convolutions) - 1)
+    return all(
+        (conv.kernel_size, conv.stride, conv.dilation, conv.padding_mode) == ((3, 3), (1, 1), (1, 1), "zeros")
+        and conv.padding == padding
+        for conv, padding in zip(convolutions, paddings, strict=True)
+    ) and all(
+        (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode) == (2, 2, 0, 1, True)
+        for pool in layers
+        if isinstance(pool, nn.MaxPool2d)
+    )
 
 
 def framed_maps(layers, images, kept):
-    """{name: map, in channels_last} of the poolings named in `kept`. layers: {name: layer} of the stages; images
+    """{name: map, in channels_last} of the poolings named in `kept`. layers: {name: layer} of up to four stages; images
     (N, 3, H, W)."""
     frame = PADDING - 1  # so that the first convolution pads by 1, as the others do
     reached = [Span(frame, frame + n, n + 2 * frame) for n in images.shape[-2:]]
@@ -52,10 +65,9 @@ def framed_maps(layers, images, kept):
     for name, convolutions, pool in _stages(layers):
         depth = sum(isinstance(layer, nn.Conv2d) for layer in convolutions)
         before, reached = reached, [span.wider(depth).pooled() for span in reached]
-        rim = -(-depth // 2)  # pooled pixels in which the convolutions' own padding shows
-        wanted = [span.wider(rim).unpooled(old.size) for span, old in zip(reached, before, strict=True)]
-        part = pool(_convolved(convolutions, _framed(part, before, blank, wanted)))[..., rim:-rim, rim:-rim]
-        blank = pool(_convolved(convolutions, blank))
+        read = [span.unpooled(old.size).wider(depth) for span, old in zip(reached, before, strict=True)]
+        part = pool(_convolved(convolutions, _framed(part, before, blank, read), padding=0))
+        blank = pool(_convolved(convolutions, blank, padding=1))
         if name in kept:
             maps[name] = _framed(part, reached, blank, [Span(0, span.size, span.size) for span in reached])
     return maps
@@ -72,10 +84,9 @@ def _stages(layers):
             convolutions.append(layer)
 
 
-def _convolved(layers, x):
+def _convolved(layers, x, padding):
     for layer in layers:
-        framing = isinstance(layer, nn.Conv2d) and layer.padding == (PADDING, PADDING)
-        x = F.conv2d(x, layer.weight, layer.bias, padding=1) if framing else layer(x)
+        x = F.conv2d(x, layer.weight, layer.bias, padding=padding) if isinstance(layer, nn.Conv2d) else layer(x)
     return x
 
 

@@ -12,12 +12,12 @@ from torch import nn
 from fastseg.models.bilinear_deconv import is_bilinear, labels_through
 from fastseg.models.checkpoints import load_weights
 from fastseg.models.classifiers import classifier_weights
-from fastseg.models.constant_frame import framed_maps, has_constant_frame
+from fastseg.models.constant_frame import framed_maps, may_leave_out_the_frame
 from fastseg.models.coordinates import Coordinates, along, deconvolution, upsampling
 from fastseg.models.preprocess import CAFFE
 from fastseg.nn import Deconv2d
 from fastseg.ops import upsample_argmax
-from fastseg.ops.layout import is_channels_last, memory_format
+from fastseg.ops.layout import in_format, is_channels_last, memory_format
 
 STRIDE = 32  # of a classifier's last map
 LAST = ("upscore", "upscore16", "upscore8")  # the last deconvolution, by the number of skips
@@ -39,6 +39,17 @@ def _with_skip(deconv, x, skip, offset):
     skip = skip[..., first - offset :, first - offset :]
     crop = _common(first, x.shape, deconv.kernel_size, deconv.stride, skip.shape)
     return deconv(x, crop=crop, skip=skip[..., : crop[2], : crop[3]])
+
+
+def _beside_its_weight(layer, x):
+    """x in the memory format of a layer's weight, where that is the larger of both: the convolution would copy the
+    weight into the format of x. To copy fc6's takes longer than to multiply by it."""
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, torch.Tensor) or weight.dim() != x.dim() or weight.numel() <= x.numel():
+        return x
+    channels_last = is_channels_last(x)
+    fits = weight.is_contiguous(memory_format=memory_format(channels_last))
+    return x if fits else in_format(x, not channels_last)
 
 
 class SkipFCN(nn.Module):
@@ -101,29 +112,37 @@ class SkipFCN(nn.Module):
     def maps(self, x):
         """Images (N, 3, H, W) -> {layer: map}, of the skips' layers and the classifier's last. Raises ValueError for an
         image that is too small."""
+        self._check_size(x)
+        return self._maps(x, self.classifier_layers)
+
+    def _check_size(self, x):
         if self.smallest > 1 and min(x.shape[-2:]) < self.smallest:
             wanted, got = (f"{a} by {b}" for a, b in ((self.smallest, self.smallest), x.shape[-2:]))
             raise ValueError(f"SkipFCN: images must be at least {wanted} pixels for this classifier, got {got}")
-        return self._maps(x, self.classifier_layers)
 
-    def _maps(self, x, names):
-        kept, maps = {self.classifier_layers[-1], *(name for _, name, _, _ in self.steps)}, {}
+    @property
+    def _skipped(self):
+        return {name for _, name, _, _ in self.steps}
+
+    def _maps(self, x, names, prepared=lambda layer, x: x):
+        kept, maps = self._skipped | {self.classifier_layers[-1]}, {}
         for name in names:
-            x = getattr(self, name)(x)
+            layer = getattr(self, name)
+            x = layer(prepared(layer, x))
             if name in kept:
                 maps[name] = x
         return maps
 
     def _maps_for_labels(self, x):
-        """As maps, without gradients: what is the same around every image is computed once."""
-        end = self.classifier_layers.index(self.framed) + 1 if self.framed else 0
-        layers = {name: getattr(self, name) for name in self.classifier_layers[:end]}
-        if not has_constant_frame(*layers.values()):
-            return self.maps(x)
-        pooled = framed_maps(layers, x, {self.framed, *(name for _, name, _, _ in self.steps)})
-        # In its weight's format: fc6's would be copied into another, and takes longer to copy than to multiply.
-        rest = pooled[self.framed].contiguous(memory_format=memory_format(is_channels_last(self.fc6.weight)))
-        return pooled | self._maps(rest, self.classifier_layers[end:])
+        """As maps, for inference: a constant frame around images is computed once for all of them, and small."""
+        self._check_size(x)
+        names, maps = self.classifier_layers, {}
+        end = names.index(self.framed) + 1 if self.framed else 0
+        layers = {name: getattr(self, name) for name in names[:end]}
+        if may_leave_out_the_frame(list(layers.values())):
+            maps = framed_maps(layers, x, self._skipped | {self.framed})
+            x, names = maps[self.framed], names[end:]
+        return maps | self._maps(x, names, _beside_its_weight)
 
     def scores(self, maps):
         """{layer: map} -> (N, num_classes, h, w) at the resolution of the finest skip, reaching beyond the image."""
