@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastseg.bench import heads, stock
 from fastseg.bench.channels import in_either_format
 from fastseg.bench.passes import TRAINING_STEP
-from fastseg.bench.values import value_judge
+from fastseg.bench.values import mean_judge, value_judge
 from fastseg.bench.verdict import worst
 from fastseg.nn import AuxiliaryLoss, UpsampleCrossEntropyLoss
 
@@ -74,8 +74,9 @@ class Loss(torch.nn.Module):
                 torch.nn.init.constant_(module.bn3.weight, BRANCH)
 
     def forward(self, x, target):
-        """In float32, in which ours gives it whatever the dtype."""
-        return self.criterion(self.network(x, **self.how), target).float()
+        """In float32, in which ours gives it whatever the dtype; in float64 if all is."""
+        loss = self.criterion(self.network(x, **self.how), target)
+        return loss.to(torch.promote_types(loss.dtype, torch.float32))
 
 
 def inputs(case, device, dtype):
@@ -91,27 +92,30 @@ def ours(case):
     return Loss(network, criterion, upsample=False)
 
 
-def peer(case):
-    return Loss(stock.stock(case.network, aux_loss=True), torch.nn.CrossEntropyLoss(ignore_index=heads.IGNORED))
+def peer(case, reduction="mean"):
+    criterion = torch.nn.CrossEntropyLoss(ignore_index=heads.IGNORED, reduction=reduction)
+    return Loss(stock.stock(case.network, aux_loss=True), criterion)
 
 
 def checker(case, inputs):
     """Of the loss, and of all gradients as one vector."""
     x, target = inputs
+    count = (target != heads.IGNORED).sum().item()
 
     @functools.cache
     def step(dtype, memory_format):
-        network = peer(case).to(x.device, dtype, memory_format=memory_format).train()
-        loss = network(x.to(dtype, memory_format=memory_format), target)
-        return loss.detach(), _vector(torch.autograd.grad(loss, list(network.parameters())))
+        """(losses of the pixels in float64, gradients of their mean)"""
+        network = peer(case, "none").to(x.device, dtype, memory_format=memory_format).train()
+        losses = network(x.to(dtype, memory_format=memory_format), target)
+        gradients = torch.autograd.grad(losses.sum() / count, list(network.parameters()))
+        return losses.detach().double(), _vector(gradients)
 
     def judge_in(memory_format):
-        def judge_of(k):
-            truth, own = step(torch.float64, torch.contiguous_format)[k], step(x.dtype, memory_format)[k]
-            return value_judge(1, truth[None].__getitem__, own[None].__getitem__)
-
-        of_loss, of_gradient = judge_of(0), judge_of(1)
-        return lambda result: worst((of_loss(result[0][None]), of_gradient(_vector(result[1])[None])))
+        truth, own = step(torch.float64, torch.contiguous_format), step(x.dtype, memory_format)
+        error = (own[0] - truth[0]).abs().sum().item() / count
+        of_loss = mean_judge(truth[0].sum().item() / count, error, count)
+        of_gradient = value_judge(1, truth[1][None].__getitem__, own[1][None].__getitem__)
+        return lambda result: worst((of_loss(result[0]), of_gradient(_vector(result[1])[None])))
 
     return in_either_format(judge_in)
 

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from fastseg import ops
 from fastseg.bench import heads
 from fastseg.bench.passes import BOTH, FORWARD
-from fastseg.bench.values import MARGIN, value_judge
-from fastseg.bench.verdict import Verdict
+from fastseg.bench.values import mean_judge, value_judge
 
 TITLE = "upsample_cross_entropy: the loss of low-resolution logits (peer: F.cross_entropy(F.interpolate(...), target))"
 OP = "upsample_cross_entropy"
@@ -41,8 +40,6 @@ def _loss(x, target, reduction="mean"):
 
 
 def checker(case, inputs):
-    """The mean may be off by what PyTorch's losses of the pixels are off by on average, and by the rounding of a sum
-    of pairs, pairs of pairs and so on. PyTorch's own mean is no measure: it can be exact by chance."""
     x, target = inputs
     exact = error = 0.0
     for i in range(len(x)):
@@ -51,17 +48,7 @@ def checker(case, inputs):
         exact += truth.sum().item()
         error += (own.double() - truth).abs().sum().item()
     count = (target != heads.IGNORED).sum().item()
-    exact, error = exact / count, error / count
-    allowed = MARGIN * error + math.log2(count) * torch.finfo(torch.float32).eps / 2 * exact
-
-    def judge(loss):
-        if loss.shape != () or loss.dtype != torch.float32:
-            return Verdict(None, f"{loss.dtype} of shape {tuple(loss.shape)}, wanted a scalar in float32")
-        off = abs(loss.item() - exact)
-        wrong = None if off <= allowed else f"the loss is off by {off:.2g}, rounding explains {allowed:.2g}"
-        return Verdict(off / exact, wrong)
-
-    return judge
+    return mean_judge(exact / count, error / count, count)
 
 
 def gradient_checker(case, inputs, upstream):

@@ -1,5 +1,7 @@
 """The check of values: they may be off by 1.5 times what PyTorch's own are off by in that dtype, and by rounding."""
 
+import math
+
 import torch
 
 from fastseg.bench.verdict import Verdict
@@ -31,6 +33,24 @@ def value_judge(count, exact, own):
             if not error <= MARGIN * own_error + rounding:  # so NaN is wrong
                 return Verdict(found[0], f"relative {name} error {error:.2g}, PyTorch's own is {own_error:.2g}")
         return Verdict(found[0])
+
+    return judge
+
+
+def mean_judge(exact, error, count):
+    """A judge of a mean of `count` positive numbers, a scalar in float32.
+
+    It may be off by what PyTorch's numbers are off by on average, `error`, and by the rounding of a sum of pairs, pairs
+    of pairs and so on. PyTorch's own mean is no measure: it can be exact by chance.
+    """
+    allowed = MARGIN * error + math.log2(count) * torch.finfo(torch.float32).eps / 2 * exact
+
+    def judge(loss):
+        if loss.shape != () or loss.dtype != torch.float32:
+            return Verdict(None, f"{loss.dtype} of shape {tuple(loss.shape)}, wanted a scalar in float32")
+        off = abs(loss.item() - exact)
+        wrong = None if off <= allowed else f"the loss is off by {off:.2g}, rounding explains {allowed:.2g}"
+        return Verdict(off / exact, wrong)
 
     return judge
 
