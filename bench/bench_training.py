@@ -113,7 +113,7 @@ def checker(case, inputs):
     def judge_in(memory_format):
         truth, own = step(torch.float64, torch.contiguous_format), step(x.dtype, memory_format)
         error = (own[0] - truth[0]).abs().sum().item() / count
-        of_loss = mean_judge(truth[0].sum().item() / count, error, count)
+        of_loss = mean_judge(truth[0].sum().item() / count, error, count, x.dtype)
         of_gradient = value_judge(1, truth[1][None].__getitem__, own[1][None].__getitem__)
         return lambda result: worst((of_loss(result[0]), of_gradient(_vector(result[1])[None])))
 

@@ -147,7 +147,7 @@ def measure(given, which, effort, ceilings, tell=lambda what: None):
     try:
         judge = given.judge(which)
     except Exception as error:  # float64 takes the most memory of all
-        return {"skipped": f"its truth in float64 failed: {_said(error)}"}
+        return {"skipped": f"its check failed: {_said(error)}"}
     entries, calls = [], {}
     for provider in competitors(given.bench, given.case, which, given.device, effort.quick):
         tell(f"checking {provider.name}, {provider.layout}")

@@ -7,7 +7,7 @@ from torch import nn
 from torch.profiler import record_function
 
 PREFIX = "place: "  # of the ranges' names
-TAIL = "tail"  # outside of layers' calls: the images' memory format, labels, losses, FCNs' stages without their frame
+TAIL = "tail"  # outside of layers' calls: the images' memory format, labels, losses, framed FCNs' convolutions
 PARTS = 3  # of a module's name, in a head
 
 

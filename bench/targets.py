@@ -36,7 +36,7 @@ class Plan:
 
 LEANEST = "The leanest peer is so in the other memory format; against that of its own format ours is below."
 BY_PYTORCH = "All of its convolutions are PyTorch's on both sides: what is left is noise."
-TO_CHANNELS_LAST = "In NCHW ours is as fast as eager; torch.compile computes in channels_last whatever it is given."
+TO_CHANNELS_LAST = "In NCHW ours is as fast as eager; torch.compile computes in channels_last, and fuses ReLU."
 COMPILED = "torch.compile fuses ReLU and sums into the convolutions (NEXT.md, 2); eager PyTorch is slower than ours."
 PLANS = (Plan(8, 65, (12, 24, 36), 0.66), Plan(8, 33, (6, 12, 18), 0.70))
 TARGETS = (

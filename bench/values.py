@@ -37,13 +37,14 @@ def value_judge(count, exact, own):
     return judge
 
 
-def mean_judge(exact, error, count):
+def mean_judge(exact, error, count, dtype=torch.float32):
     """A judge of a mean of `count` positive numbers, a scalar in float32.
 
-    It may be off by what PyTorch's numbers are off by on average, `error`, and by the rounding of a sum of pairs, pairs
-    of pairs and so on. PyTorch's own mean is no measure: it can be exact by chance.
+    It may be off by what PyTorch's numbers are off by on average, `error`, by the rounding of a sum of pairs, pairs of
+    pairs and so on, and of the mean itself to `dtype`. PyTorch's own mean is no measure: it can be exact by chance.
     """
-    allowed = MARGIN * error + math.log2(count) * torch.finfo(torch.float32).eps / 2 * exact
+    rounding = math.log2(count) * torch.finfo(torch.float32).eps / 2 + torch.finfo(dtype).eps / 2
+    allowed = MARGIN * error + rounding * exact
 
     def judge(loss):
         if loss.shape != () or loss.dtype != torch.float32:

@@ -15,8 +15,10 @@ from fastseg.models.checkpoints import factory_arguments
 from fastseg.models.constant_frame import framed_maps, may_leave_out_the_frame
 from fastseg.models.coordinates import Coordinates, along, deconvolution, upsampling
 from fastseg.models.preprocess import CAFFE, IMAGENET, SIGNED
+from fastseg.models.skip_fcn import _beside_its_weight
 from fastseg.nn.deconv import bilinear_kernel, fill_bilinear_
 from fastseg.ops import upsample_argmax
+from fastseg.ops.layout import is_channels_last
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -380,10 +382,17 @@ def fail_if_framed(conv, x, images):
 def test_what_the_frame_may_not_be_left_out_of():
     """Layers that others would replace, change or watch."""
     changes = {
-        "padding": lambda m: setattr(m.conv1_1, "padding", (81, 81)),
-        "dilation": lambda m: (setattr(m.conv3_1, "padding", (2, 2)), setattr(m.conv3_1, "dilation", (2, 2))),
+        "no padding by 100": lambda m: setattr(m.conv1_1, "padding", (81, 81)),
+        "padding": lambda m: setattr(m.conv2_1, "padding", (2, 2)),
+        "padding mode": lambda m: setattr(m.conv2_1, "padding_mode", "reflect"),
+        "dilation": lambda m: setattr(m.conv3_1, "dilation", (2, 2)),
+        "stride": lambda m: setattr(m.conv3_1, "stride", (2, 2)),
+        "kernel": lambda m: setattr(m.conv3_1, "kernel_size", (5, 5)),
+        "groups": lambda m: setattr(m.conv3_1, "groups", 2),
         "nested": lambda m: setattr(m, "conv2_1", nn.Sequential(m.conv2_1)),
-        "pooling": lambda m: setattr(m.pool2, "ceil_mode", False),
+        "pooling downwards": lambda m: setattr(m.pool2, "ceil_mode", False),
+        "pooling by 3": lambda m: setattr(m.pool2, "kernel_size", 3),
+        "no pooling": lambda m: setattr(m, "pool4", nn.ReLU()),
         "own forward": lambda m: setattr(m.conv4_1, "forward", lambda x: x),
         "hook": lambda m: m.conv4_3.register_forward_hook(lambda module, inputs, y: y * 2),
     }
@@ -399,6 +408,21 @@ def test_what_the_frame_may_not_be_left_out_of():
             changed = copy.deepcopy(network)
             change(changed)
             assert not may(changed), what
+
+
+def test_the_larger_of_weight_and_map_is_not_copied():
+    large, small = nn.Conv2d(8, 16, 3), nn.Conv2d(8, 2, 1)
+    nchw = torch.randn(1, 8, 9, 7)
+    last = nchw.contiguous(memory_format=torch.channels_last)
+
+    def format_of(x, layer):
+        return is_channels_last(_beside_its_weight(layer, x))
+
+    assert not format_of(last, large) and not format_of(nchw, large)
+    large.to(memory_format=torch.channels_last)
+    assert format_of(last, large) and format_of(nchw, large)
+    for layer in (small, nn.ReLU(), nn.Sequential(large)):
+        assert _beside_its_weight(layer, last) is last and _beside_its_weight(layer, nchw) is nchw
 
 
 @torch.no_grad()

@@ -40,13 +40,15 @@ class Span(NamedTuple):
 
 def may_leave_out_the_frame(layers):
     """Whether framed_maps computes what these layers do, up to a pooling, and nothing is to see their calls."""
-    if not layers or not all(is_plain(layer, (nn.Conv2d, nn.ReLU, nn.MaxPool2d)) for layer in layers):
+    if not all(is_plain(layer, (nn.Conv2d, nn.ReLU, nn.MaxPool2d)) for layer in layers):
+        return False
+    if not layers or not isinstance(layers[-1], nn.MaxPool2d):
         return False
     convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
     paddings = [(PADDING, PADDING)] + [(1, 1)] * (len(convolutions) - 1)
     return all(
-        (conv.kernel_size, conv.stride, conv.dilation, conv.padding_mode) == ((3, 3), (1, 1), (1, 1), "zeros")
-        and conv.padding == padding
+        (conv.kernel_size, conv.stride, conv.dilation, conv.groups) == ((3, 3), (1, 1), (1, 1), 1)
+        and (conv.padding, conv.padding_mode) == (padding, "zeros")
         for conv, padding in zip(convolutions, paddings, strict=True)
     ) and all(
         (pool.kernel_size, pool.stride, pool.padding, pool.dilation, pool.ceil_mode) == (2, 2, 0, 1, True)
